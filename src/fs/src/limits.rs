@@ -1,0 +1,22 @@
+//! Every bound of this crate, in one place.
+
+use std::time::Duration;
+
+/// Longest name of a directory entry, in bytes.
+pub const NAME_MAX: usize = 255;
+/// Longest path that is resolved, in bytes. POSIX's PATH_MAX is 4096; gRPC clients may walk deeper.
+pub const PATH_MAX: usize = 128 * 1024;
+/// Symbolic links followed while one path is resolved.
+pub const SYMLINK_FOLLOW_MAX: u32 = 40;
+/// Longest symbolic link target, in bytes.
+pub const SYMLINK_MAX: usize = 4095;
+/// Longest extended attribute value, in bytes (the VFS's limit).
+pub const XATTR_VALUE_MAX: usize = 65536;
+/// Deepest extent tree that is walked. 2^32 clusters need far less even at 512-byte blocks.
+pub const TREE_DEPTH_MAX: u16 = 10;
+/// Clean metadata blocks kept in memory, in bytes.
+pub const CACHE_BYTES: usize = 64 << 20;
+/// A commit is started at the latest this long after a transaction's first change.
+pub const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+/// Most clusters one leaf extent record holds.
+pub const EXTENT_CLUSTERS_MAX: u32 = 65535;
