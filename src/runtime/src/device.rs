@@ -105,7 +105,8 @@ pub trait BlockDevice {
     fn subscribe(&self, callback: Rc<dyn Fn(DeviceEvent)>) -> Subscription;
 }
 
-/// The calls everyone makes, over [`BlockDevice::submit`].
+/// The calls everyone makes, over [`BlockDevice::submit`]. The request is on its way when the call
+/// returns; the future borrows nothing and can be spawned.
 pub trait BlockDeviceExt: BlockDevice {
     fn start(&self, op: Op, offset: u64, len: u64, buffers: Buffers) -> Io {
         let (request, io) = Request::new(op, offset, len, buffers);
@@ -118,7 +119,7 @@ pub trait BlockDeviceExt: BlockDevice {
         &self,
         offset: u64,
         buffer: Buffer,
-    ) -> impl Future<Output = (Buffer, Result<(), DeviceError>)> {
+    ) -> impl Future<Output = (Buffer, Result<(), DeviceError>)> + use<Self> {
         let len = buffer.len() as u64;
         one(self.start(Op::Read, offset, len, Buffers::One(buffer)))
     }
@@ -128,7 +129,7 @@ pub trait BlockDeviceExt: BlockDevice {
         &self,
         offset: u64,
         buffer: Buffer,
-    ) -> impl Future<Output = (Buffer, Result<(), DeviceError>)> {
+    ) -> impl Future<Output = (Buffer, Result<(), DeviceError>)> + use<Self> {
         let len = buffer.len() as u64;
         one(self.start(Op::Write, offset, len, Buffers::One(buffer)))
     }
@@ -143,15 +144,23 @@ pub trait BlockDeviceExt: BlockDevice {
         self.start(Op::Write, offset, buffers.len(), buffers)
     }
 
-    fn flush(&self) -> impl Future<Output = Result<(), DeviceError>> {
+    fn flush(&self) -> impl Future<Output = Result<(), DeviceError>> + use<Self> {
         done(self.start(Op::Flush, 0, 0, Buffers::None))
     }
 
-    fn unmap(&self, offset: u64, len: u64) -> impl Future<Output = Result<(), DeviceError>> {
+    fn unmap(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<(), DeviceError>> + use<Self> {
         done(self.start(Op::Unmap, offset, len, Buffers::None))
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64) -> impl Future<Output = Result<(), DeviceError>> {
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<(), DeviceError>> + use<Self> {
         done(self.start(Op::WriteZeroes, offset, len, Buffers::None))
     }
 }

@@ -12,6 +12,7 @@ pub mod buffer;
 pub mod device;
 pub mod host;
 pub mod io;
+pub mod sim;
 
 pub use buffer::{Buffer, Memory};
 pub use device::{
