@@ -1,6 +1,8 @@
 //! One mounted volume, as its parts see it: the device, the geometry, the cache, the journal, the
 //! system files. Every inner module takes `&Core`; [`crate::volume::Volume`] owns it.
 
+use std::cell::OnceCell;
+use std::ops::Deref;
 use std::rc::Rc;
 
 use ondisk::{BlockNr, Geometry, SlotNr};
@@ -12,13 +14,34 @@ use crate::inode::Inodes;
 use crate::journal::Journal;
 use crate::system::System;
 
+/// Something that mount makes once the parts it is found with exist.
+#[derive(Default)]
+pub struct Late<T>(OnceCell<T>);
+
+impl<T> Late<T> {
+    pub fn of(value: T) -> Self {
+        Late(OnceCell::from(value))
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.0.get().is_some()
+    }
+}
+
+impl<T> Deref for Late<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.0.get().expect("mount sets it before anything uses it")
+    }
+}
+
 /// What the inner modules share. All of it lives on one thread.
 pub struct Core {
     pub device: Rc<dyn BlockDevice>,
     pub host: Rc<dyn Host>,
     pub geometry: Rc<Geometry>,
     pub cache: Rc<Cache>,
-    pub journal: Journal,
+    pub journal: Late<Journal>,
     /// Our slot: which journal, allocators and orphan directory are ours.
     pub slot: SlotNr,
     pub system: System,

@@ -5,12 +5,12 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
-use async_lock::RwLock;
+use async_lock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use ondisk::{BlockNr, Dinode, Kind};
 
 use crate::cache::BlockRef;
 use crate::core::Core;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::journal::Tid;
 
 /// An inode that somebody uses.
@@ -25,6 +25,8 @@ pub struct Inode {
     pub last_tid: Cell<Option<Tid>>,
     /// File data was written since the last flush of the device.
     pub unflushed: Cell<bool>,
+    /// Deleted: the block may already be another inode.
+    deleted: Cell<bool>,
 }
 
 pub type InodeRef = Rc<Inode>;
@@ -41,6 +43,23 @@ impl Inode {
     /// The fixed part of the dinode. Not to be held across an await.
     pub fn dinode(&self) -> Ref<'_, Dinode> {
         Ref::map(self.block.data(), Dinode::of)
+    }
+
+    /// The right to read it, unless it is gone.
+    pub async fn shared(&self) -> Result<RwLockReadGuard<'_, ()>> {
+        let guard = self.lock.read().await;
+        if self.deleted.get() { Err(Error::Stale(self.nr)) } else { Ok(guard) }
+    }
+
+    /// The right to change it, unless it is gone.
+    pub async fn exclusive(&self) -> Result<RwLockWriteGuard<'_, ()>> {
+        let guard = self.lock.write().await;
+        if self.deleted.get() { Err(Error::Stale(self.nr)) } else { Ok(guard) }
+    }
+
+    /// Notes that fsync has to wait for this transaction.
+    pub fn changed_in(&self, tid: Tid) {
+        self.last_tid.set(Some(tid));
     }
 }
 
@@ -76,6 +95,7 @@ impl Inodes {
             opens: Cell::new(0),
             last_tid: Cell::new(None),
             unflushed: Cell::new(false),
+            deleted: Cell::new(false),
         });
         let mut table = self.table.borrow_mut();
         if table.len() >= 1024 && table.len() == table.capacity() {
@@ -83,5 +103,11 @@ impl Inodes {
         }
         table.insert(nr, Rc::downgrade(&inode));
         inode
+    }
+
+    /// Forgets a deleted inode. Whoever still has it gets `Stale`; the number is free for another.
+    pub fn deleted(&self, inode: &InodeRef) {
+        inode.deleted.set(true);
+        self.table.borrow_mut().remove(&inode.nr);
     }
 }

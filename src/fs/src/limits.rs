@@ -20,3 +20,7 @@ pub const CACHE_BYTES: usize = 64 << 20;
 pub const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// Most clusters one leaf extent record holds.
 pub const EXTENT_CLUSTERS_MAX: u32 = 65535;
+/// Most bytes one read returns.
+pub const READ_MAX: u64 = 16 << 20;
+/// Most bytes one step of a write covers; a longer write is several steps.
+pub const WRITE_STEP: u64 = 1 << 20;

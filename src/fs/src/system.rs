@@ -69,7 +69,7 @@ impl SystemFile {
 }
 
 /// Inode blocks of the system files.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct System {
     global: [BlockNr; 7],
     slots: Vec<[BlockNr; 8]>,
