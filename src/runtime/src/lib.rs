@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
+pub mod contract;
 pub mod device;
 pub mod host;
 pub mod io;
