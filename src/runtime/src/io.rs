@@ -253,3 +253,7 @@ impl Drop for Io {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "io_tests.rs"]
+mod tests;
