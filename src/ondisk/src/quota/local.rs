@@ -33,7 +33,7 @@ layout!(LocalInfo, 0xC, dqi_chunks @ 4, dqi_blocks @ 8);
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
 #[repr(C)]
 pub struct LocalChunkHeader {
-    /// Free entries of the chunk.
+    /// Free entries in those of the chunk's blocks that the file already has: it grows block by block.
     pub dqc_free: U32,
 }
 layout!(LocalChunkHeader, 4);
