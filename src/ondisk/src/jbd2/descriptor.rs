@@ -139,7 +139,8 @@ pub struct DescriptorWriter<'a> {
 }
 
 impl<'a> DescriptorWriter<'a> {
-    /// Makes `block` a descriptor of transaction `tid`, without tags yet.
+    /// Makes `block` a descriptor of transaction `tid`, without tags yet. Nobody looks at the UUID; Linux writes zeros, not
+    /// the superblock's.
     pub fn new(block: &'a mut [u8], tid: Tid, uuid: [u8; 16], wide: bool) -> Self {
         block.fill(0);
         *prefix_mut(block) = Header::new(BlockType::Descriptor, tid);

@@ -43,7 +43,7 @@ fn on_each_format(test: impl Fn(&Volume)) {
     for (block, cluster, megabytes, journal) in FORMATS {
         let volume = Volume::format(block, cluster, megabytes, journal);
         assert_eq!(volume.geometry().block_size(), block as usize);
-        println!("blocks of {block}, clusters of {cluster}");
+        eprintln!("blocks of {block}, clusters of {cluster}");
         test(&volume);
     }
 }
@@ -407,9 +407,9 @@ fn kernel_image() {
         return;
     };
     let volume = Volume::open(PathBuf::from(path));
-    println!("{:?}", walk::verify_everything(&volume));
+    eprintln!("{:?}", walk::verify_everything(&volume));
     let log = walk::read_log(&volume, volume.system_file(SystemFile::Journal, SlotNr(0)));
-    println!("{log:?}");
+    eprintln!("{log:?}");
     assert!(log.transactions > 0, "the kernel has written transactions");
 }
 

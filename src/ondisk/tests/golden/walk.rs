@@ -426,9 +426,14 @@ pub fn read_log(volume: &Volume, journal: BlockNr) -> Log {
     let (mut log, mut pending) = (Log::default(), Log::default());
     // A clean journal says where nothing is; its old transactions are still there.
     let (mut at, mut tid) = if this.is_clean() {
-        let first = volume.block(blocks[this.s_first.get() as usize]);
-        match jbd2::Header::read(&first) {
-            Some((_, tid)) => (this.s_first.get(), tid),
+        let header = |at: u32| jbd2::Header::read(&volume.block(blocks[at as usize]));
+        let log_blocks = this.s_first.get()..this.s_maxlen.get() - 1;
+        let begins = |at: &u32| {
+            matches!(header(*at), Some((BlockType::Commit, _)))
+                && matches!(header(at + 1), Some((BlockType::Descriptor, _)))
+        };
+        match log_blocks.into_iter().find(begins) {
+            Some(at) => (at + 1, header(at + 1).expect("seen above").1),
             None => return log,
         }
     } else {
@@ -461,7 +466,7 @@ pub fn read_log(volume: &Volume, journal: BlockNr) -> Log {
                 // Written again by us, the descriptor is the kernel's byte for byte.
                 let mut ours = vec![0xFF; block.len()];
                 let mut writer =
-                    jbd2::DescriptorWriter::new(&mut ours, tid, this.s_uuid, this.is_wide());
+                    jbd2::DescriptorWriter::new(&mut ours, tid, [0; 16], this.is_wide());
                 assert!(tags.iter().all(|tag| writer.push(tag.nr, tag.is_escaped())));
                 writer.finish();
                 assert!(ours == block, "descriptor of {tid}");
