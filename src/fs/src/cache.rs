@@ -9,12 +9,21 @@
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::rc::Rc;
 
-use ondisk::{BlockNr, Geometry, Kind};
+use ondisk::metaecc::Verdict;
+use ondisk::{
+    BlockNr, Check, Dinode, DxLeaf, DxRoot, ExtentBlock, Geometry, GroupDesc, Kind, RefcountBlock,
+    Structure, SuperBlock, Why, XATTR_BUCKET_BYTES, XattrBlock, XattrBucket,
+};
 use runtime::{BlockDevice, BlockDeviceExt};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::journal::wait::Signal;
+
+/// By block number. The hasher has no random seed: a simulated run depends on its own seed alone.
+type Map<T> = HashMap<BlockNr, T, BuildHasherDefault<DefaultHasher>>;
 
 /// The bytes of a block at one moment.
 pub type Bytes = Rc<Vec<u8>>;
@@ -66,7 +75,11 @@ impl Block {
 
     pub(crate) fn unpin(&self) {
         let pins = self.pins.get();
-        assert!(pins > 0, "block {} unpinned more often than pinned", self.nr.0);
+        assert!(
+            pins > 0,
+            "block {} unpinned more often than pinned",
+            self.nr.0
+        );
         self.pins.set(pins - 1);
     }
 }
@@ -81,11 +94,47 @@ impl std::fmt::Debug for Block {
 pub struct Cache {
     device: Rc<dyn BlockDevice>,
     geometry: Rc<Geometry>,
-    blocks: RefCell<HashMap<BlockNr, BlockRef>>,
+    blocks: RefCell<Map<BlockRef>>,
     bytes: Cell<usize>,
     budget_bytes: usize,
     /// Single-bit errors corrected from the checksum since mount.
     corrected: Cell<u64>,
+    /// Blocks being read, and whether what is read is outdated already.
+    loading: RefCell<Map<Rc<Cell<bool>>>>,
+    /// A read has ended.
+    loaded: Signal,
+}
+
+/// A read on its way; ends with its drop, also when its reader gives up.
+struct Load<'a> {
+    cache: &'a Cache,
+    nr: BlockNr,
+    stale: Rc<Cell<bool>>,
+}
+
+impl<'a> Load<'a> {
+    /// None if the block is being read already.
+    fn start(cache: &'a Cache, nr: BlockNr) -> Option<Self> {
+        let mut loading = cache.loading.borrow_mut();
+        if loading.contains_key(&nr) {
+            return None;
+        }
+        let stale = Rc::<Cell<bool>>::default();
+        loading.insert(nr, stale.clone());
+        Some(Load { cache, nr, stale })
+    }
+
+    /// The block was made anew, or freed, while it was read.
+    fn superseded(&self) -> bool {
+        self.stale.get() || self.cache.blocks.borrow().contains_key(&self.nr)
+    }
+}
+
+impl Drop for Load<'_> {
+    fn drop(&mut self) {
+        self.cache.loading.borrow_mut().remove(&self.nr);
+        self.cache.loaded.notify();
+    }
 }
 
 impl Cache {
@@ -97,6 +146,8 @@ impl Cache {
             bytes: Cell::new(0),
             budget_bytes,
             corrected: Cell::new(0),
+            loading: RefCell::default(),
+            loaded: Signal::default(),
         }
     }
 
@@ -106,48 +157,107 @@ impl Cache {
 
     /// A block of the given kind, from memory or from the device, checked.
     pub async fn read(&self, nr: BlockNr, kind: Kind) -> Result<BlockRef> {
-        if let Some(block) = self.peek(nr) {
-            // Two tasks may have read it as different kinds only if the volume is corrupt: the
-            // structure is then checked again as what is asked for now.
-            if block.kind() != kind {
-                ondisk::validate(kind, &block.data(), nr, &self.geometry)?;
+        loop {
+            if let Some(block) = self.peek(nr) {
+                if block.kind() == kind || self.suits(&block, kind)? {
+                    return Ok(block);
+                }
+                // Nobody uses it and it is as on the device: read again as what is asked for.
+                self.forget(nr);
             }
-            return Ok(block);
+            let Some(load) = Load::start(self, nr) else {
+                // Somebody is reading it. Two reads would be a waste, and the slower one could
+                // bring back bytes that the block has left behind meanwhile.
+                self.loaded
+                    .until(|| (!self.loading.borrow().contains_key(&nr)).then_some(()))
+                    .await;
+                continue;
+            };
+            let bytes = self.load(nr, kind).await?;
+            if load.superseded() {
+                continue;
+            }
+            return Ok(self.insert(nr, kind, bytes));
         }
-        let len = self.span_bytes(kind);
-        let mut bytes = self.read_raw(nr, len).await?;
+    }
+
+    /// A block of the given kind from the device, checked, not kept. For what is not changed by
+    /// transactions: journal inodes, the slot map.
+    pub(crate) async fn load(&self, nr: BlockNr, kind: Kind) -> Result<Vec<u8>> {
+        let mut bytes = self.read_raw(nr, self.span_bytes(kind)).await?;
         if self.checksummed()
-            && let Some(corrected) = ondisk::verify_checksum(kind, &mut bytes, nr, &self.geometry)?
+            && let Verdict::Corrected { bit } = kind.verify(&mut bytes, nr)?
         {
             self.corrected.set(self.corrected.get() + 1);
-            tracing::warn!(block = nr.0, ?corrected, "a single-bit error was corrected");
+            tracing::warn!(block = nr.0, bit, "a single-bit error was corrected");
         }
-        ondisk::validate(kind, &bytes, nr, &self.geometry)?;
-        // Another task may have read, and even changed, the block while we waited.
-        if let Some(block) = self.peek(nr) {
-            return Ok(block);
+        validate(kind, &bytes, nr, &self.geometry)?;
+        Ok(bytes)
+    }
+
+    /// Whether a cached block may be used as `kind` as well; false if it should be read again.
+    fn suits(&self, block: &BlockRef, kind: Kind) -> Result<bool> {
+        let idle = block.pins.get() == 0 && Rc::strong_count(block) <= 2;
+        if idle {
+            return Ok(false);
         }
-        Ok(self.insert(nr, kind, bytes))
+        // In use as another kind: right only where two kinds have one form (a block and its bytes).
+        let data = block.data();
+        if data.len() != self.span_bytes(kind) {
+            let check = Check::new(kind.structure(), block.nr());
+            return Err(check
+                .fail(Why::Value {
+                    field: "length",
+                    found: data.len() as u64,
+                    rule: "the block is in use as a structure of another size",
+                })
+                .into());
+        }
+        validate(kind, &data, block.nr(), &self.geometry)?;
+        if block.kind().check_offset(data.len()).is_none() {
+            block.set_kind(kind);
+        }
+        Ok(true)
     }
 
     /// Bytes straight from the device, unchecked and uncached.
     pub async fn read_raw(&self, nr: BlockNr, len: usize) -> Result<Vec<u8>> {
-        let offset = self.geometry.block_offset(nr)?;
+        let blocks = len.div_ceil(self.geometry.block_size()) as u64;
+        let check = Check::new(Structure::Block, nr);
+        if nr
+            .0
+            .checked_add(blocks)
+            .is_none_or(|end| end > self.geometry.total_blocks())
+        {
+            let limit = self.geometry.total_blocks();
+            return Err(check
+                .fail(Why::Exceeds {
+                    field: "block number",
+                    found: nr.0,
+                    limit,
+                })
+                .into());
+        }
         let buffer = self.device.allocate(len);
+        let offset = nr.0 << self.geometry.block_size_bits;
         let (buffer, result) = self.device.read(offset, buffer).await;
         result?;
         Ok(buffer.to_vec())
     }
 
-    /// A block that was just allocated: all zero, not read. Whatever was cached under its number
-    /// is replaced in place.
-    pub(crate) fn fresh(&self, nr: BlockNr, kind: Kind) -> BlockRef {
+    /// A block that was just allocated. Its bytes are the caller's to fill. Whatever is cached
+    /// under its number becomes it; the second value is true if nothing was, so that a rollback
+    /// knows to forget it.
+    pub(crate) fn fresh(&self, nr: BlockNr, kind: Kind) -> (BlockRef, bool) {
+        self.supersede(nr);
         let len = self.span_bytes(kind);
         if let Some(block) = self.peek(nr) {
-            block.set_kind(kind);
-            return block;
+            if block.data().len() == len {
+                return (block, false);
+            }
+            self.forget(nr);
         }
-        self.insert(nr, kind, vec![0; len])
+        (self.insert(nr, kind, vec![0; len]), true)
     }
 
     pub fn peek(&self, nr: BlockNr) -> Option<BlockRef> {
@@ -159,8 +269,30 @@ impl Cache {
     /// Drops a block that is no longer metadata. One that a transaction still holds stays alive in
     /// there; nobody finds it here any more.
     pub(crate) fn forget(&self, nr: BlockNr) {
+        self.supersede(nr);
         if let Some(block) = self.blocks.borrow_mut().remove(&nr) {
             self.bytes.set(self.bytes.get() - block.data().len());
+        }
+    }
+
+    /// Forgets everything: the device was changed from elsewhere (a replay). Nothing may be in a
+    /// transaction.
+    pub(crate) fn clear(&self) {
+        for stale in self.loading.borrow().values() {
+            stale.set(true);
+        }
+        let blocks = self.blocks.take();
+        assert!(
+            blocks.values().all(|block| block.pins.get() == 0),
+            "the cache is cleared while a transaction holds blocks"
+        );
+        self.bytes.set(0);
+    }
+
+    /// A read of the block that is on its way brings outdated bytes.
+    fn supersede(&self, nr: BlockNr) {
+        if let Some(stale) = self.loading.borrow().get(&nr) {
+            stale.set(true);
         }
     }
 
@@ -169,7 +301,10 @@ impl Cache {
     }
 
     fn span_bytes(&self, kind: Kind) -> usize {
-        kind.span_bytes(self.geometry.block_size())
+        match kind {
+            Kind::XattrBucket => XATTR_BUCKET_BYTES.max(self.geometry.block_size()),
+            _ => self.geometry.block_size(),
+        }
     }
 
     fn insert(&self, nr: BlockNr, kind: Kind, bytes: Vec<u8>) -> BlockRef {
@@ -206,4 +341,24 @@ impl Cache {
         });
         self.bytes.set(bytes);
     }
+}
+
+/// The structure's own rules. What needs to know more than the block (which directory it is of) is
+/// for the reader to validate: blocks of directories and of quota files.
+fn validate(kind: Kind, block: &[u8], nr: BlockNr, geometry: &Geometry) -> Result<()> {
+    match kind {
+        Kind::SuperBlock => {
+            SuperBlock::parse_at(block, nr).map_err(|why| Error::NotAVolume(why.to_string()))?;
+        }
+        Kind::Dinode => Dinode::validate(block, nr, geometry)?,
+        Kind::ExtentBlock => ExtentBlock::validate(block, nr, geometry)?,
+        Kind::GroupDesc => GroupDesc::validate(block, nr, geometry)?,
+        Kind::DxRoot => DxRoot::validate(block, nr, geometry)?,
+        Kind::DxLeaf => DxLeaf::validate(block, nr, geometry)?,
+        Kind::XattrBlock => XattrBlock::validate(block, nr, geometry)?,
+        Kind::XattrBucket => XattrBucket::validate(block, nr, geometry)?,
+        Kind::RefcountBlock => RefcountBlock::validate(block, nr, geometry)?,
+        Kind::DirBlock { .. } | Kind::QuotaBlock | Kind::Raw => {}
+    }
+    Ok(())
 }

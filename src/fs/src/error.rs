@@ -55,6 +55,9 @@ pub enum Error {
     /// Writing has stopped; the first cause is kept.
     #[error("read-only volume: {0}")]
     ReadOnly(String),
+    /// An operation announces more changed blocks than any transaction can hold.
+    #[error("a transaction of {blocks} blocks does not fit in the journal: at most {limit}")]
+    TransactionTooBig { blocks: u32, limit: u32 },
     #[error("no such file or directory: {0}")]
     NotFound(String),
     #[error("already exists: {0}")]
@@ -114,7 +117,7 @@ impl Error {
             Error::IsDirectory(_) => Errno::EISDIR,
             Error::NotEmpty(_) => Errno::ENOTEMPTY,
             Error::NameTooLong(_) => Errno::ENAMETOOLONG,
-            Error::NoSpace(_) => Errno::ENOSPC,
+            Error::NoSpace(_) | Error::TransactionTooBig { .. } => Errno::ENOSPC,
             Error::TooManyLinks(_) => Errno::EMLINK,
             Error::TooBig(_) => Errno::EFBIG,
             Error::NotPermitted(_) => Errno::EPERM,

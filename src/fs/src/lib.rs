@@ -22,6 +22,7 @@ pub mod core;
 pub mod dir;
 pub mod error;
 pub mod extent;
+mod file_map;
 pub mod inode;
 pub mod journal;
 pub mod limits;

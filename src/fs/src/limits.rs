@@ -24,3 +24,11 @@ pub const EXTENT_CLUSTERS_MAX: u32 = 65535;
 pub const READ_MAX: u64 = 16 << 20;
 /// Most bytes one step of a write covers; a longer write is several steps.
 pub const WRITE_STEP: u64 = 1 << 20;
+/// Largest single write of a commit, a checkpoint or a replay, in bytes.
+pub const JOURNAL_IO_BYTES: usize = 512 << 10;
+/// Writes of one commit, checkpoint or replay that are in flight together.
+pub const JOURNAL_IOS_IN_FLIGHT: usize = 32;
+/// A journal file is at least this long, in bytes: the kernel's limit.
+pub const JOURNAL_MIN_BYTES: u64 = 4 << 20;
+/// Blocks that a replay holds in memory at a time.
+pub const REPLAY_BATCH_BLOCKS: usize = 4096;

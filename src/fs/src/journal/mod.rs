@@ -6,7 +6,7 @@
 //!  running ──(fsync, size, age)──► committing ──► committed ──► checkpointed
 //!  blocks joined      snapshots of all blocks     in the log    at their home places,
 //!  by handles         descriptor+data, flush,                   log space reusable
-//!                     commit block FUA
+//!                     commit block, flush
 //! ```
 //!
 //! Rules this file owns:
@@ -16,202 +16,351 @@
 //! * Clusters freed by a transaction are not handed out again before it is committed, and those
 //!   that held metadata not before it is checkpointed ([`Pins`]): so a replay never
 //!   overwrites a new owner's bytes, and no revoke records are needed.
+//! * The first error of the device in the log or in a checkpoint stops the journal for good. Its
+//!   cause is kept; reads go on.
+//!
+//! Commits and checkpoints are tasks of their own: whoever waits for one may give up waiting.
 
+mod checkpoint;
+mod commit;
+mod format;
+mod handle;
+mod log;
+mod owner;
 mod pins;
+mod replay;
+#[cfg(test)]
+mod tests;
+pub(crate) mod wait;
+mod write;
 
-use std::cell::{Cell, RefCell, RefMut};
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
-use async_lock::{Mutex, MutexGuard};
-use ondisk::{BlockNr, ClusterNr, Kind};
+use ondisk::{BlockNr, ClusterNr, Geometry};
+use runtime::{BlockDevice, Host};
 
-use crate::cache::{BlockRef, Bytes, Cache};
+use crate::cache::{BlockRef, Cache};
 use crate::error::{Error, Result};
+use checkpoint::Committed;
+use log::Log;
+use owner::Owner;
+use wait::{Signal, Turns};
 
+pub use handle::Handle;
+pub use owner::{Recovery, recover_slot};
 pub use pins::Pins;
 
-/// A transaction's number, as in the journal's blocks.
+/// A transaction's number. The journal's blocks carry its low 32 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tid(pub u64);
 
+impl Tid {
+    fn sequence(self) -> u32 {
+        self.0 as u32
+    }
+
+    fn next(self) -> Tid {
+        Tid(self.0 + 1)
+    }
+}
+
+/// What a journal works on: there before the rest of the volume is.
+#[derive(Clone)]
+pub struct Site {
+    pub device: Rc<dyn BlockDevice>,
+    pub host: Rc<dyn Host>,
+    pub geometry: Rc<Geometry>,
+    pub cache: Rc<Cache>,
+}
+
 /// The journal of our slot.
 pub struct Journal {
+    inner: Rc<Inner>,
+}
+
+/// Shared with the tasks that commit and checkpoint.
+struct Inner {
+    host: Rc<dyn Host>,
+    device: Rc<dyn BlockDevice>,
+    geometry: Rc<Geometry>,
     cache: Rc<Cache>,
-    exclusive: Mutex<()>,
+    log: Log,
+    owner: Owner,
+    /// Held by the handle.
+    exclusive: Turns,
     running: RefCell<Running>,
+    /// In the log, not yet at home. Oldest first.
+    waiting: RefCell<VecDeque<Committed>>,
     committed: Cell<Tid>,
     checkpointed: Cell<Tid>,
+    /// Commit up to here; the committing task is running.
+    commit_wanted: Cell<Tid>,
+    committing: Cell<bool>,
+    /// Checkpoint up to here; the checkpointing task is running.
+    checkpoint_wanted: Cell<Tid>,
+    checkpointing: Cell<bool>,
+    /// The task that commits by age is running.
+    ticking: Cell<bool>,
     pins: RefCell<Pins>,
-    /// Set by the first error that stops writing.
-    aborted: RefCell<Option<String>>,
+    /// The first error that stopped writing.
+    aborted: RefCell<Option<Error>>,
+    closed: Cell<bool>,
+    max_transaction: u32,
+    /// Any of the above has changed.
+    changed: Signal,
 }
 
 /// The transaction that handles join.
 struct Running {
     tid: Tid,
-    blocks: HashMap<BlockNr, BlockRef>,
+    /// By number: a transaction is written in that order.
+    blocks: BTreeMap<BlockNr, BlockRef>,
+    /// What they take in the log, in blocks.
+    units: u32,
+    /// When its first handle was committed.
+    since: Option<Duration>,
 }
 
-/// What a block was before a handle first touched it.
-struct Undo {
-    block: BlockRef,
-    bytes: Bytes,
-    kind: Kind,
-    joined_here: bool,
-}
-
-/// The right to change metadata, for one operation. Dropped without [`Handle::commit`], every
-/// block goes back to what it was.
-pub struct Handle<'a> {
-    journal: &'a Journal,
-    undo: Vec<Undo>,
-    touched: HashMap<BlockNr, usize>,
-    freed: Vec<(ClusterNr, u32)>,
-    freed_metadata: Vec<(ClusterNr, u32)>,
-    committed: bool,
-    _exclusive: MutexGuard<'a, ()>,
+impl Running {
+    fn new(tid: Tid) -> Self {
+        Running {
+            tid,
+            blocks: BTreeMap::new(),
+            units: 0,
+            since: None,
+        }
+    }
 }
 
 impl Journal {
+    /// Opens the journal whose dinode is block `dinode`, and marks it as in use. If its last owner
+    /// did not close it, it is replayed first: what was read from the volume before is outdated
+    /// then (the cache is emptied), and the slot's local alloc, truncate log and orphans are to be
+    /// recovered, as [`Recovery::dirty`] tells.
+    pub async fn open(site: Site, dinode: BlockNr) -> Result<(Journal, Recovery)> {
+        let (owner, log, first, recovery) = owner::open(&site, dinode).await?;
+        let Site {
+            device,
+            host,
+            geometry,
+            cache,
+        } = site;
+        let done = Tid(first.0 - 1);
+        let inner = Inner {
+            host,
+            device,
+            geometry,
+            cache,
+            owner,
+            exclusive: Turns::default(),
+            running: RefCell::new(Running::new(first)),
+            waiting: RefCell::default(),
+            committed: Cell::new(done),
+            checkpointed: Cell::new(done),
+            commit_wanted: Cell::new(done),
+            committing: Cell::new(false),
+            checkpoint_wanted: Cell::new(done),
+            checkpointing: Cell::new(false),
+            ticking: Cell::new(false),
+            pins: RefCell::default(),
+            aborted: RefCell::default(),
+            closed: Cell::new(false),
+            max_transaction: log.max_transaction(),
+            log,
+            changed: Signal::default(),
+        };
+        Ok((
+            Journal {
+                inner: Rc::new(inner),
+            },
+            recovery,
+        ))
+    }
+
     /// Waits for its turn and starts a handle. `blocks` is an estimate of the blocks the operation
     /// will change; a running transaction without room for them is committed first.
     pub async fn begin(&self, blocks: u32) -> Result<Handle<'_>> {
-        let _ = blocks;
-        let exclusive = self.exclusive.lock().await;
-        if let Some(cause) = self.aborted.borrow().as_ref() {
-            return Err(Error::ReadOnly(cause.clone()));
+        let inner = &self.inner;
+        if blocks > inner.max_transaction {
+            return Err(Error::TransactionTooBig {
+                blocks,
+                limit: inner.max_transaction,
+            });
         }
-        Ok(Handle {
-            journal: self,
-            undo: Vec::new(),
-            touched: HashMap::new(),
-            freed: Vec::new(),
-            freed_metadata: Vec::new(),
-            committed: false,
-            _exclusive: exclusive,
-        })
+        loop {
+            let turn = inner.exclusive.take().await;
+            inner.check_writable()?;
+            if inner.fits(blocks) {
+                return Ok(Handle::new(inner, blocks, turn));
+            }
+            let full = inner.running_tid();
+            drop(turn);
+            inner.request_commit(full);
+            let moved_on = || inner.running_tid() > full || !inner.is_writable();
+            inner.changed.until(|| moved_on().then_some(())).await;
+        }
+    }
+
+    /// Most blocks that [`Journal::begin`] accepts.
+    pub fn max_handle(&self) -> u32 {
+        self.inner.max_transaction
     }
 
     /// The transaction that a handle started now joins.
     pub fn running_tid(&self) -> Tid {
-        self.running.borrow().tid
+        self.inner.running_tid()
     }
 
     /// Everything up to here is in the log, durable.
     pub fn committed_tid(&self) -> Tid {
-        self.committed.get()
+        self.inner.committed.get()
     }
 
-    /// Everything up to here is at its home place, durable.
+    /// Everything up to here is at its home place, durable, and no longer in the log.
     pub fn checkpointed_tid(&self) -> Tid {
-        self.checkpointed.get()
+        self.inner.checkpointed.get()
     }
 
     /// Clusters that must not be handed out yet.
     pub fn pins(&self) -> std::cell::Ref<'_, Pins> {
-        self.pins.borrow()
+        self.inner.pins.borrow()
+    }
+
+    /// Returns once the transaction is durable, committing it if it is the running one. Those who
+    /// wait for one transaction share its commit.
+    pub async fn wait_committed(&self, tid: Tid) -> Result<()> {
+        self.inner.wait_committed(tid).await
+    }
+
+    /// Makes every committed handle durable.
+    pub async fn force_commit(&self) -> Result<()> {
+        self.inner.wait_committed(self.inner.running_tid()).await
+    }
+
+    /// Brings everything that is committed by now to its home place, and empties the log of it.
+    pub async fn checkpoint(&self) -> Result<()> {
+        self.inner.checkpoint(self.inner.committed.get()).await
+    }
+
+    /// Stops writing because of `cause` (a corrupt block that an operation has met, say). Only the
+    /// first cause is kept.
+    pub fn abort(&self, cause: Error) {
+        self.inner.abort(cause);
+    }
+
+    /// Why writing has stopped.
+    pub fn aborted(&self) -> Option<Error> {
+        self.inner.aborted.borrow().clone()
+    }
+
+    /// Ends the journal: everything home, the log empty, the owner's mark cleared. Handles begun
+    /// later are refused. After an abort the journal stays as it is on the device, for a replay.
+    pub async fn close(&self) -> Result<()> {
+        self.inner.closed.set(true);
+        self.inner.changed.notify();
+        self.inner.close().await
     }
 }
 
-impl Handle<'_> {
-    /// The block's bytes, to change. The first call joins the block to the transaction.
-    /// Not to be held across an await.
-    pub fn modify<'b>(&mut self, block: &'b BlockRef) -> RefMut<'b, [u8]> {
-        assert!(!self.committed, "a committed handle changes nothing");
-        if !self.touched.contains_key(&block.nr()) {
-            let joined_here = self.journal.join(block);
-            self.touched.insert(block.nr(), self.undo.len());
-            self.undo.push(Undo {
-                block: block.clone(),
-                bytes: block.snapshot(),
-                kind: block.kind(),
-                joined_here,
-            });
-        }
-        RefMut::map(block.cell().borrow_mut(), |bytes| Rc::make_mut(bytes).as_mut_slice())
-    }
-
-    /// A block just allocated, as zeroes, joined. The caller fills it in.
-    pub fn fresh(&mut self, nr: BlockNr, kind: Kind) -> BlockRef {
-        let before = self.journal.cache.peek(nr).map(|old| old.kind());
-        let block = self.journal.cache.fresh(nr, kind);
-        self.modify(&block).fill(0);
-        if let Some(kind) = before
-            && let Some(undo) = self.touched.get(&nr).map(|&i| &mut self.undo[i])
-        {
-            undo.kind = kind;
-        }
-        block
-    }
-
-    /// Notes clusters whose bits this handle clears in the global bitmap: not handed out again
-    /// before the transaction is committed.
-    pub fn freed(&mut self, start: ClusterNr, clusters: u32) {
-        self.freed.push((start, clusters));
-    }
-
-    /// Notes clusters that held journaled metadata (directory, index, xattr bucket): not handed
-    /// out again before the transaction is checkpointed.
-    pub fn freed_metadata(&mut self, start: ClusterNr, clusters: u32) {
-        self.freed_metadata.push((start, clusters));
-    }
-
-    /// Blocks this handle has changed so far.
-    pub fn len(&self) -> usize {
-        self.undo.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.undo.is_empty()
-    }
-
-    /// The changes stay. Returns the transaction that carries them; it is durable once
-    /// [`Journal::committed_tid`] has reached it.
-    pub fn commit(mut self) -> Tid {
-        self.committed = true;
-        let tid = self.journal.running_tid();
-        let mut pins = self.journal.pins.borrow_mut();
-        for (start, clusters) in self.freed.drain(..) {
-            pins.until_committed(start, clusters, tid);
-        }
-        for (start, clusters) in self.freed_metadata.drain(..) {
-            pins.until_checkpointed(start, clusters, tid);
-        }
-        tid
-    }
-}
-
-impl Drop for Handle<'_> {
+impl Drop for Journal {
+    /// Ends the timer's task, also if nobody closed.
     fn drop(&mut self) {
-        if self.committed {
-            return;
-        }
-        for undo in self.undo.drain(..).rev() {
-            *undo.block.cell().borrow_mut() = undo.bytes;
-            undo.block.set_kind(undo.kind);
-            if undo.joined_here {
-                self.journal.leave(&undo.block);
-            }
-        }
+        self.inner.closed.set(true);
+        self.inner.changed.notify();
     }
 }
 
-impl Journal {
+impl Inner {
+    fn running_tid(&self) -> Tid {
+        self.running.borrow().tid
+    }
+
+    fn is_writable(&self) -> bool {
+        self.aborted.borrow().is_none() && !self.closed.get()
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if let Some(cause) = self.aborted.borrow().as_ref() {
+            return Err(Error::ReadOnly(cause.to_string()));
+        }
+        if self.closed.get() {
+            return Err(Error::ReadOnly("the journal is closed".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The error that stopped writing, as it was.
+    fn failure(&self) -> Option<Error> {
+        self.aborted.borrow().clone()
+    }
+
+    fn abort(&self, cause: Error) {
+        let mut aborted = self.aborted.borrow_mut();
+        if aborted.is_none() {
+            tracing::error!(%cause, "the journal stops");
+            *aborted = Some(cause);
+            drop(aborted);
+            self.changed.notify();
+        }
+    }
+
+    /// Whether the running transaction has room for so many blocks more.
+    fn fits(&self, blocks: u32) -> bool {
+        self.running.borrow().units.saturating_add(blocks) <= self.max_transaction
+    }
+
+    /// What a block takes in the log.
+    fn log_units(&self, block: &BlockRef) -> u32 {
+        (block.data().len() >> self.geometry.block_size_bits) as u32
+    }
+
     /// Joins a block to the running transaction; false if it was in it.
     fn join(&self, block: &BlockRef) -> bool {
         let mut running = self.running.borrow_mut();
-        if running.blocks.contains_key(&block.nr()) {
+        if let Some(joined) = running.blocks.get(&block.nr()) {
+            assert!(
+                Rc::ptr_eq(joined, block),
+                "block {} is changed through a reference that the cache has dropped",
+                block.nr()
+            );
             return false;
         }
         block.pin();
+        running.units += self.log_units(block);
         running.blocks.insert(block.nr(), block.clone());
         true
     }
 
     fn leave(&self, block: &BlockRef) {
-        if self.running.borrow_mut().blocks.remove(&block.nr()).is_some() {
+        let mut running = self.running.borrow_mut();
+        if running.blocks.remove(&block.nr()).is_some() {
+            running.units -= self.log_units(block);
             block.unpin();
+        }
+    }
+
+    /// Forgets the blocks of clusters that were freed: they need not reach the log either. If the
+    /// transaction is committed they are nobody's, else the old owner still has its older bytes.
+    fn forget_clusters(&self, start: ClusterNr, clusters: u32) {
+        let per_cluster = u64::from(self.geometry.blocks_per_cluster());
+        let first = self.geometry.first_block(start).0;
+        let end = first + u64::from(clusters) * per_cluster;
+        let joined: Vec<BlockRef> = {
+            let running = self.running.borrow();
+            running
+                .blocks
+                .range(BlockNr(first)..BlockNr(end))
+                .map(|(_, b)| b.clone())
+                .collect()
+        };
+        for block in joined {
+            self.leave(&block);
+        }
+        for nr in first..end {
+            self.cache.forget(BlockNr(nr));
         }
     }
 }

@@ -1,0 +1,196 @@
+//! The journal as a file of the volume: whose it is, whether it was left clean, and its recovery.
+//! The kernel's counterpart is fs/ocfs2/journal.c.
+//!
+//! The flag *dirty* in the journal's inode is set while somebody has the slot; the *recovery
+//! generation* counts replays, so that of two nodes that want to recover a slot the second one
+//! sees that it was done. Both are written directly: a journal cannot log its own state.
+//!
+//! Order of a recovery, each step on the medium before the next:
+//! ```text
+//!   home writes ─ log marked empty ─ generation + 1, dirty as it has to be
+//! ```
+//! If we crash in between, the recovery is done again from the start, with the same result.
+
+use ondisk::feature::Compat;
+use ondisk::{BlockNr, Check, Dinode, Geometry, Kind, Structure};
+
+use super::format::LogSuper;
+use super::log::{Log, flush, read_block};
+use super::write::write_blocks;
+use super::{Site, Tid, replay};
+use crate::error::{Error, Result};
+use crate::file_map::FileMap;
+use crate::limits::JOURNAL_MIN_BYTES;
+
+/// What was found in a journal, and done about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recovery {
+    /// The last owner did not close it: its local alloc, truncate log and orphans need recovery.
+    pub dirty: bool,
+    /// Transactions replayed.
+    pub transactions: u32,
+    /// Blocks written home.
+    pub blocks: u64,
+    /// The recovery generation now.
+    pub generation: u32,
+}
+
+/// A journal's inode, to write.
+pub(super) struct Owner {
+    site: Site,
+    nr: BlockNr,
+    dinode: std::cell::RefCell<Vec<u8>>,
+}
+
+impl Owner {
+    async fn load(site: &Site, nr: BlockNr) -> Result<Owner> {
+        let dinode = site.cache.load(nr, Kind::Dinode).await?;
+        Ok(Owner {
+            site: site.clone(),
+            nr,
+            dinode: dinode.into(),
+        })
+    }
+
+    fn is_dirty(&self) -> bool {
+        Dinode::of(&self.dinode.borrow()).journal_is_dirty()
+    }
+
+    fn generation(&self) -> u32 {
+        Dinode::of(&self.dinode.borrow()).journal_recovery_generation()
+    }
+
+    /// Writes the flag, durably; `recovered` counts a recovery.
+    pub async fn mark(&self, dirty: bool, recovered: bool) -> Result<()> {
+        let mut bytes = self.dinode.borrow().clone();
+        let dinode = Dinode::of_mut(&mut bytes);
+        dinode.set_journal_dirty(dirty);
+        if recovered {
+            let generation = dinode.journal_recovery_generation();
+            dinode.set_journal_recovery_generation(generation.wrapping_add(1));
+        }
+        if self.site.geometry.has_metaecc() {
+            Kind::Dinode.compute(&mut bytes);
+        }
+        self.site.write_durably(self.nr, &bytes).await?;
+        self.site.cache.forget(self.nr);
+        *self.dinode.borrow_mut() = bytes;
+        Ok(())
+    }
+}
+
+impl Site {
+    async fn write_durably(&self, nr: BlockNr, bytes: &[u8]) -> Result<()> {
+        write_blocks(&*self.device, &self.geometry, [(nr, bytes)]).await?;
+        flush(&*self.device, self.device.info().volatile_cache).await
+    }
+}
+
+/// The parts of a journal that is empty on the device, before it is used or left.
+struct Found {
+    owner: Owner,
+    map: FileMap,
+    superblock: LogSuper,
+    next: Tid,
+    recovery: Recovery,
+}
+
+/// Reads a journal, and replays it if there is anything in it.
+async fn find(site: &Site, owner: Owner) -> Result<Found> {
+    let dinode = owner.dinode.borrow().clone();
+    let check = Check::new(Structure::Dinode, owner.nr);
+    let size = Dinode::of(&dinode).i_size.get();
+    check.rule(
+        size >= JOURNAL_MIN_BYTES,
+        "i_size",
+        size,
+        "a journal has at least 4 MiB",
+    )?;
+    let map = FileMap::of(&site.cache, &site.geometry, owner.nr, &dinode).await?;
+    let place = map.block(0);
+    let block = read_block(&*site.device, &site.geometry, place).await?;
+    let mut superblock = LogSuper::new(block, place, map.blocks())?;
+    if superblock.errno() != 0 {
+        let errno = superblock.errno();
+        tracing::warn!(
+            block = place.0,
+            errno,
+            "the journal's last owner met an error"
+        );
+        superblock.clear_errno();
+    }
+    let mut recovery = Recovery {
+        dirty: owner.is_dirty(),
+        generation: owner.generation(),
+        ..Default::default()
+    };
+    // One is left out, as in the kernel: a transaction of the expected number may lie in the log
+    // half-written.
+    let mut next = Tid(u64::from(superblock.sequence()) + 1);
+    if superblock.start() != 0 {
+        let replayed = replay::replay(site, &map, &superblock).await?;
+        recovery.transactions = replayed.transactions;
+        recovery.blocks = replayed.blocks;
+        // mkfs.ocfs2 leaves a start in logs that hold nothing.
+        recovery.dirty |= replayed.transactions > 0;
+        next = Tid(u64::from(superblock.sequence()) + u64::from(replayed.transactions) + 1);
+        // Whatever was read before may be older than what was replayed.
+        site.cache.clear();
+        superblock.set_tail(0, next.sequence());
+        site.write_durably(place, superblock.bytes()).await?;
+    }
+    Ok(Found {
+        owner,
+        map,
+        superblock,
+        next,
+        recovery,
+    })
+}
+
+/// Our own journal, from the device to where handles can begin.
+pub(super) async fn open(site: &Site, nr: BlockNr) -> Result<(Owner, Log, Tid, Recovery)> {
+    let owner = Owner::load(site, nr).await?;
+    let Found {
+        owner,
+        map,
+        mut superblock,
+        next,
+        mut recovery,
+    } = find(site, owner).await?;
+    check_addressable(&site.geometry, &superblock)?;
+    superblock.clear_checksum_features();
+    owner.mark(true, recovery.dirty).await?;
+    recovery.generation = owner.generation();
+    let log = Log::new(site.device.clone(), site.geometry.clone(), map, superblock);
+    Ok((owner, log, next, recovery))
+}
+
+/// Recovers the journal of a slot whose node is dead, and marks it as clean. `None` if it is
+/// clean. The slot's local alloc, truncate log, slot map entry and orphans come after this.
+pub async fn recover_slot(site: &Site, nr: BlockNr) -> Result<Option<Recovery>> {
+    let owner = Owner::load(site, nr).await?;
+    if !owner.is_dirty() {
+        return Ok(None);
+    }
+    let Found {
+        owner,
+        mut recovery,
+        ..
+    } = find(site, owner).await?;
+    owner.mark(false, true).await?;
+    recovery.generation = owner.generation();
+    Ok(Some(recovery))
+}
+
+/// A volume of more than 2^32 blocks needs a journal with long tags.
+fn check_addressable(geometry: &Geometry, superblock: &LogSuper) -> Result<()> {
+    let narrow = geometry.total_blocks() <= 1 << 32;
+    if narrow || (superblock.wide() && geometry.compat.contains(Compat::JBD2_SB)) {
+        return Ok(());
+    }
+    Err(Error::Incompatible(format!(
+        "the journal cannot address {} blocks: it needs the feature block64",
+        geometry.total_blocks()
+    )))
+}

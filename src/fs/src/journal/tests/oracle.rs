@@ -1,0 +1,94 @@
+//! What the ocfs2-tools say about volumes that our journal has written.
+
+use ondisk::{BlockNr, Dinode, Kind};
+use runtime::sim::Simulation;
+
+use super::volume::{Volume, disk, open};
+use crate::cache::Cache;
+use crate::journal::{Journal, Tid};
+
+/// Sets an inode's modification time in a handle of its own.
+async fn touch(cache: &Cache, journal: &Journal, inode: BlockNr, seconds: u64) -> Tid {
+    let block = cache.read(inode, Kind::Dinode).await.unwrap();
+    let mut handle = journal.begin(1).await.unwrap();
+    Dinode::of_mut(&mut handle.modify(&block))
+        .i_mtime
+        .set(seconds);
+    handle.commit()
+}
+
+fn journal_field(volume: &Volume, field: &str) -> String {
+    let text = volume.debugfs("stat //journal:0000");
+    let line = text
+        .lines()
+        .find(|line| line.contains(field))
+        .unwrap_or_default();
+    line.split(field)
+        .nth(1)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+#[test]
+fn changes_of_a_clean_journal_are_home_after_close() {
+    let volume = Volume::usual();
+    let dinode = volume.system_block("journal:0000");
+    let root = super::volume::geometry(&volume.image()).root_dir;
+    let sim = Simulation::new(1);
+    let disk = disk(volume.image(), &sim.world());
+    sim.block_on(async {
+        let (site, journal, recovery) = open(&disk, &sim.world(), dinode).await;
+        assert!(!recovery.dirty);
+        let tid = touch(&site.cache, &journal, root, 1_000_000).await;
+        journal.wait_committed(tid).await.unwrap();
+        touch(&site.cache, &journal, root, 2_000_000).await;
+        journal.close().await.unwrap();
+        assert!(journal.begin(1).await.is_err());
+    })
+    .unwrap();
+    assert_eq!(sim.run_until_idle(), Ok(0), "the timer's task has ended");
+    assert_eq!(disk.stats().overlapping_writes, 0);
+    volume.save(&disk.image());
+    let (text, status) = volume.fsck("-fn");
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("All passes succeeded"), "{text}");
+    assert!(volume.debugfs("stat /").contains("mtime: 0x1e8480 "));
+}
+
+/// The volume as a crash after the commit, before the checkpoint leaves it.
+fn crashed(volume: &Volume, dinode: BlockNr, change: impl AsyncFnOnce(&Cache, &Journal)) {
+    let sim = Simulation::new(2);
+    let disk = disk(volume.image(), &sim.world());
+    sim.block_on(async {
+        let (site, journal, _) = open(&disk, &sim.world(), dinode).await;
+        change(&site.cache, &journal).await;
+        journal.force_commit().await.unwrap();
+    })
+    .unwrap();
+    volume.save(&disk.crash_image(&runtime::sim::Choice::default()));
+}
+
+#[test]
+fn fsck_replays_what_we_have_committed() {
+    let volume = Volume::usual();
+    let dinode = volume.system_block("journal:0000");
+    let root = super::volume::geometry(&volume.image()).root_dir;
+    crashed(&volume, dinode, async |cache, journal| {
+        touch(cache, journal, root, 1_000_000).await;
+        journal.force_commit().await.unwrap();
+        touch(cache, journal, root, 2_000_000).await;
+    });
+    assert!(
+        !volume.debugfs("stat /").contains("mtime: 0x1e8480 "),
+        "nothing is home yet"
+    );
+    assert_eq!(journal_field(&volume, "Journal Flags:"), "Dirty");
+    let text = volume.fsck_repair();
+    assert!(
+        volume.debugfs("stat /").contains("mtime: 0x1e8480 "),
+        "{text}"
+    );
+    let (text, status) = volume.fsck("-fn");
+    assert_eq!(status, 0, "{text}");
+}
