@@ -1,7 +1,7 @@
 //! Checksums of metadata: a CRC to notice damage, a Hamming code to undo it when it is one flipped bit.
 //!
 //! Verified when a block is read, computed when it goes into the journal (on the copy that is written), by whoever
-//! owns those two places; [`Kind`](crate::Kind) says where in a block the check lies. Both sums run over the block
+//! owns those two places; [`Kind`] says where in a block the check lies. Both sums run over the block
 //! with the eight check bytes taken as zero. A structure of several blocks (an xattr bucket) is one buffer here.
 //!
 //! # The code
@@ -16,8 +16,9 @@
 //! together and looked at once), the rest on the parity of the word; eight words share one parity computation.
 
 use crate::BlockCheck;
-use crate::access::{prefix, prefix_mut};
+use crate::access::{prefix, prefix_mut, records_of};
 use crate::corrupt::{Check, Corrupt, Structure, Why};
+use crate::le::U64;
 use crate::{BlockNr, Kind};
 
 /// Bytes of the check.
@@ -82,6 +83,7 @@ pub fn sums(block: &[u8], check_offset: usize) -> Sums {
 /// # Panics
 /// As [`sums`].
 pub fn compute(block: &mut [u8], check_offset: usize) {
+    block[check_offset..check_offset + CHECK_BYTES].fill(0); // its bits need not be taken out again then
     let sums = sums(block, check_offset);
     *prefix_mut(&mut block[check_offset..]) = BlockCheck {
         bc_crc32e: sums.crc.into(),
@@ -177,38 +179,67 @@ fn ecc(block: &[u8], check_offset: usize) -> u16 {
         "a check at {check_offset} of a block of {}",
         block.len()
     );
-    let check_word = check_offset / 8;
-    let word = |index: usize| -> u64 {
-        if index == check_word {
-            return 0;
-        }
-        let at = index * 8;
-        match block.get(at..at + 8) {
-            Some(bytes) => u64::from_le_bytes(bytes.try_into().expect("eight bytes")),
-            None => 0, // past the end: the last data bits are displaced into one word more
-        }
-    };
+    let words: &[U64] = records_of(block);
+    let word = |index: usize| words.get(index).map_or(0, |word| word.get());
     let mut code = Code::default();
+    let bits =
+        |group: usize| Shift::of(group).align(word(group - 1), word(group)) & data_mask(group);
     code.push(first_positions(word(0)));
-    let mut previous = word(0);
-    let words = block.len() / 8;
-    let mut group = 1;
-    while group <= words {
-        // From one power of two to the next the displacement is constant.
-        let next = (2 * (1 << group.ilog2())).min(words + 1);
-        let displacement = group.ilog2() + 6 + 2;
-        let mut opens_at_power = !1u64; // position 64·2^k itself carries no data
-        while group < next {
-            let current = word(group);
-            code.push(
-                ((current << displacement) | (previous >> (64 - displacement))) & opens_at_power,
-            );
-            opens_at_power = !0;
-            previous = current;
-            group += 1;
-        }
+    for group in 1..8.min(words.len() + 1) {
+        code.push(bits(group));
     }
-    code.finish()
+    let mut group = 8;
+    while group + 8 <= words.len() {
+        // Powers of two from eight on are multiples of eight: one displacement for all of them, and a position without
+        // data in the first one only.
+        let shift = Shift::of(group);
+        let data = &words[group - 1..group + 8];
+        let mut eight: [u64; 8] =
+            core::array::from_fn(|index| shift.align(data[index].get(), data[index + 1].get()));
+        eight[0] &= data_mask(group);
+        code.push_eight(eight);
+        group += 8;
+    }
+    // The displacement has moved the last data bits into one group more than there are words.
+    while group <= words.len() {
+        code.push(bits(group));
+        group += 1;
+    }
+    // The check has to count as zero; each of its set bits has counted for its position.
+    let check = word(check_offset / 8);
+    let counted = (0..64)
+        .filter(|bit| check >> bit & 1 == 1)
+        .fold(0, |code, bit| code ^ position(check_offset * 8 + bit));
+    code.finish() ^ (counted & 0xFFFF) as u16
+}
+
+/// The code position of a data bit: the inverse of [`data_bit`].
+fn position(bit: usize) -> u32 {
+    let bit = bit as u32;
+    // Nearly the solution of position = bit + log2(position) + 2, one step short of it at most.
+    let near = bit + (bit + 2).ilog2() + 2;
+    bit + near.ilog2() + 2
+}
+
+/// How data words become groups of 64 positions: the same for all groups from one power of two to the next.
+#[derive(Clone, Copy)]
+struct Shift(u32);
+
+impl Shift {
+    /// For the group of positions 64·group …, group not being 0.
+    fn of(group: usize) -> Self {
+        Self(group.ilog2() + 6 + 2)
+    }
+
+    /// A group's bits, from the two data words they lie in.
+    fn align(self, previous: u64, current: u64) -> u64 {
+        current << self.0 | previous >> (64 - self.0)
+    }
+}
+
+/// Position 64·2^k carries no data: the mask for a group's bits.
+fn data_mask(group: usize) -> u64 {
+    !u64::from(group & (group - 1) == 0)
 }
 
 /// The first 57 data bits at their positions 3, 5–7, 9–15, 17–31, 33–63.
@@ -247,6 +278,18 @@ impl Code {
             self.close_eight();
         }
         self.count += 1;
+    }
+
+    /// Eight words, where the number pushed before is a multiple of eight.
+    #[inline]
+    fn push_eight(&mut self, w: [u64; 8]) {
+        let (odd, even) = (w[1] ^ w[3] ^ w[5] ^ w[7], w[0] ^ w[2] ^ w[4] ^ w[6]);
+        self.low[0] ^= odd;
+        self.low[1] ^= w[2] ^ w[3] ^ w[6] ^ w[7];
+        self.low[2] ^= w[4] ^ w[5] ^ w[6] ^ w[7];
+        self.columns ^= odd ^ even;
+        self.high ^= (self.count >> 3) * ((odd ^ even).count_ones() & 1);
+        self.count += 8;
     }
 
     fn close_eight(&mut self) {

@@ -96,6 +96,7 @@ fn each_bit_of_a_block_has_its_position() {
                 "bit {bit} of {size}"
             );
             assert_eq!(data_bit(position), Some(bit));
+            assert_eq!(super::position(bit), position);
             block[bit / 8] = 0;
         }
     }
