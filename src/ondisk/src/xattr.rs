@@ -4,7 +4,7 @@
 //! [`XattrArea`] reads it and [`XattrArea::validate`] holds it to its rules. A value of up to 80 bytes is local, right
 //! behind its name; a longer one has its own clusters, and an [`XattrValueRoot`] in its place.
 
-use crate::access::{layout, list, prefix};
+use crate::access::{layout, list, prefix, prefix_mut};
 use crate::corrupt::{Check, Corrupt, Structure};
 use crate::hash::{Bytes, xattr_name_hash};
 use crate::le::{U16, U32, U64};
@@ -65,6 +65,19 @@ pub struct XattrValueRoot {
     pub xr_last_eb_blk: U64,
 }
 layout!(XattrValueRoot, 0x10, xr_last_eb_blk @ 8);
+
+impl XattrValueRoot {
+    /// The value root at a byte offset of a block or a bucket; its list is
+    /// [`extent_list`](crate::extent_list) with [`RootKind::XattrValue`](crate::RootKind).
+    pub fn at(block: &[u8], offset: usize) -> &Self {
+        prefix(&block[offset..])
+    }
+
+    /// The value root at a byte offset of a block or a bucket, to change.
+    pub fn at_mut(block: &mut [u8], offset: usize) -> &mut Self {
+        prefix_mut(&mut block[offset..])
+    }
+}
 
 /// The prefixes of names, by their number on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
