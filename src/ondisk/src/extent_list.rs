@@ -308,7 +308,8 @@ impl<'a> ExtentListRef<'a> {
     }
 }
 
-/// Deeper than any tree can get: 28 records a block and 2^32 clusters need at most seven levels, empty nodes aside.
+/// The format says that the high eight bits of a depth are not used. A walk down a tree ends because it checks that each
+/// child's depth is one less than its parent's, not because of this.
 pub const MAX_DEPTH: u16 = 255;
 
 impl ExtentListMut<'_> {

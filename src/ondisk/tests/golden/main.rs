@@ -459,3 +459,52 @@ fn backup_superblocks_are_where_the_geometry_says() {
         "it knows that it is not in block 2"
     );
 }
+
+#[test]
+fn what_we_do_not_know_is_refused_or_read_only() {
+    if !debugfs::tools_are_here() {
+        return;
+    }
+    let volume = Volume::format(2048, "4K", 64, "4M");
+    let parse = |change: &dyn Fn(&mut SuperBlock)| {
+        let mut block = volume.super_block().to_vec();
+        change(SuperBlock::of_dinode_mut(&mut block));
+        SuperBlock::parse(&block)
+    };
+    let unknown = parse(&|this| this.s_feature_incompat.set(0x1_0000 | 0x20)).expect_err("refused");
+    assert_eq!(
+        unknown.to_string(),
+        "volume has unsupported features: TUNEFS_INPROG, incompat bit 0x10000"
+    );
+    let read_only = parse(&|this| this.s_feature_ro_compat.set(0x9)).expect("readable");
+    assert_eq!(read_only.read_only_because(), ["ro_compat bit 0x0008"]);
+    let damages: [fn(&mut SuperBlock); 8] = [
+        |this| this.s_major_rev_level.set(1),
+        |this| this.s_blocksize_bits.set(12),
+        |this| this.s_clustersize_bits.set(21),
+        |this| this.s_max_slots.set(0),
+        |this| this.s_max_slots.set(256),
+        |this| this.s_root_blkno.set(0),
+        |this| this.s_system_dir_blkno.set(u64::MAX),
+        |this| this.s_xattr_inline_size.set(2048),
+    ];
+    for (index, damage) in damages.into_iter().enumerate() {
+        assert!(parse(&damage).is_err(), "damage {index}");
+    }
+    // Found with a flipped bit, and not found where there is none.
+    let mut start = volume.blocks(BlockNr(0), ondisk::PROBE_BYTES as u64 / 2048);
+    start[2 * 2048 + 0x150] ^= 4;
+    let probed = ondisk::probe(&start).expect("repaired");
+    assert_eq!(&probed.geometry, volume.geometry());
+    assert_ne!(probed.verdict, ondisk::metaecc::Verdict::Clean);
+    start[2 * 2048 + 0x158] ^= 4;
+    assert!(matches!(
+        ondisk::probe(&start),
+        Err(ondisk::SuperError::Corrupt(_))
+    ));
+    assert_eq!(
+        ondisk::probe(&[0; 12288]).expect_err("nothing"),
+        ondisk::SuperError::NotFound
+    );
+    assert!(ondisk::probe(&start[..100]).is_err());
+}
