@@ -48,13 +48,21 @@ impl Inode {
     /// The right to read it, unless it is gone.
     pub async fn shared(&self) -> Result<RwLockReadGuard<'_, ()>> {
         let guard = self.lock.read().await;
-        if self.deleted.get() { Err(Error::Stale(self.nr)) } else { Ok(guard) }
+        if self.deleted.get() {
+            Err(Error::Stale(self.nr))
+        } else {
+            Ok(guard)
+        }
     }
 
     /// The right to change it, unless it is gone.
     pub async fn exclusive(&self) -> Result<RwLockWriteGuard<'_, ()>> {
         let guard = self.lock.write().await;
-        if self.deleted.get() { Err(Error::Stale(self.nr)) } else { Ok(guard) }
+        if self.deleted.get() {
+            Err(Error::Stale(self.nr))
+        } else {
+            Ok(guard)
+        }
     }
 
     /// Notes that fsync has to wait for this transaction.

@@ -27,6 +27,7 @@ pub mod inode;
 pub mod journal;
 pub mod limits;
 pub mod refcount;
+pub mod slot_map;
 pub mod system;
 pub mod volume;
 pub mod xattr;

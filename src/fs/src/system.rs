@@ -52,7 +52,11 @@ impl SystemFile {
     /// The name in the system directory, for the given slot where it is one per slot.
     pub fn name(self, slot: SlotNr) -> String {
         let base = FILES[self as usize].1;
-        if self.per_slot() { format!("{base}:{:04}", slot.0) } else { base.to_owned() }
+        if self.per_slot() {
+            format!("{base}:{:04}", slot.0)
+        } else {
+            base.to_owned()
+        }
     }
 
     /// Quota files exist only with the quota features.

@@ -13,7 +13,6 @@ use futures_util::future::{Either, select};
 use super::checkpoint::Committed;
 use super::{Inner, Running, Tid};
 use crate::error::{Error, Result};
-use crate::limits::COMMIT_INTERVAL;
 
 impl Inner {
     /// After a handle: starts what is due.
@@ -170,7 +169,7 @@ impl Inner {
     async fn tick(self: Rc<Self>) {
         loop {
             let now = self.host.now();
-            let due = self.running.borrow().since.unwrap_or(now) + COMMIT_INTERVAL;
+            let due = self.running.borrow().since.unwrap_or(now) + self.commit_interval;
             let stopped = self.changed.until(|| (!self.is_writable()).then_some(()));
             let stopped = std::pin::pin!(stopped);
             let slept = self.host.sleep(due.saturating_sub(now));
@@ -182,7 +181,7 @@ impl Inner {
                 (running.tid, running.since)
             };
             match since {
-                Some(since) if since + COMMIT_INTERVAL <= self.host.now() => {
+                Some(since) if since + self.commit_interval <= self.host.now() => {
                     self.request_commit(tid)
                 }
                 Some(_) => {}

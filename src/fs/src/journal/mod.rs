@@ -39,11 +39,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use ondisk::{BlockNr, ClusterNr, Geometry};
+use ondisk::{BlockNr, ClusterNr, Geometry, SlotNr};
 use runtime::{BlockDevice, Host};
 
 use crate::cache::{BlockRef, Cache};
+use crate::core::Core;
 use crate::error::{Error, Result};
+use crate::slot_map::SlotMap;
+use crate::system::SystemFile;
 use checkpoint::Committed;
 use log::Log;
 use owner::Owner;
@@ -69,11 +72,41 @@ impl Tid {
 
 /// What a journal works on: there before the rest of the volume is.
 #[derive(Clone)]
-pub struct Site {
+pub struct JournalSetup {
     pub device: Rc<dyn BlockDevice>,
     pub host: Rc<dyn Host>,
     pub geometry: Rc<Geometry>,
     pub cache: Rc<Cache>,
+    /// A transaction is committed at the latest this long after its first change.
+    pub commit_interval: Duration,
+}
+
+impl JournalSetup {
+    /// Opens the journal of `core`'s slot, and on a local volume, where nobody else can be alive,
+    /// recovers every other one that is dirty. Gives the slots that were not left cleanly, ours
+    /// first: their local allocs, truncate logs and orphans need recovery, and the other ones are
+    /// then to be freed in the slot map (until when they are given here again).
+    ///
+    /// After a replay the cache is empty: blocks and inodes that were read before are outdated.
+    pub async fn open(&self, core: &Core) -> Result<(Journal, Vec<SlotNr>)> {
+        let file = |slot| core.system.of(SystemFile::Journal, slot);
+        let (journal, recovery) = Journal::open(self.clone(), file(core.slot)).await?;
+        let mut slots = Vec::from_iter(recovery.dirty.then_some(core.slot));
+        if self.geometry.is_local() {
+            let map = SlotMap::read(&self.cache, &self.geometry, &core.system).await?;
+            let taken = map.taken(&self.geometry)?;
+            for slot in (0..core.system.slot_count())
+                .map(SlotNr)
+                .filter(|slot| *slot != core.slot)
+            {
+                let replayed = recover_slot(self, file(slot)).await?.is_some();
+                if replayed || taken.iter().any(|(other, _)| *other == slot) {
+                    slots.push(slot);
+                }
+            }
+        }
+        Ok((journal, slots))
+    }
 }
 
 /// The journal of our slot.
@@ -109,8 +142,17 @@ struct Inner {
     aborted: RefCell<Option<Error>>,
     closed: Cell<bool>,
     max_transaction: u32,
+    commit_interval: Duration,
     /// Any of the above has changed.
     changed: Signal,
+}
+
+/// The cause of a stop, in words.
+fn cause_of(error: &Error) -> String {
+    match error {
+        Error::ReadOnly(cause) => cause.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// The transaction that handles join.
@@ -140,14 +182,15 @@ impl Journal {
     /// did not close it, it is replayed first: what was read from the volume before is outdated
     /// then (the cache is emptied), and the slot's local alloc, truncate log and orphans are to be
     /// recovered, as [`Recovery::dirty`] tells.
-    pub async fn open(site: Site, dinode: BlockNr) -> Result<(Journal, Recovery)> {
-        let (owner, log, first, recovery) = owner::open(&site, dinode).await?;
-        let Site {
+    pub async fn open(setup: JournalSetup, dinode: BlockNr) -> Result<(Journal, Recovery)> {
+        let (owner, log, first, recovery) = owner::open(&setup, dinode).await?;
+        let JournalSetup {
             device,
             host,
             geometry,
             cache,
-        } = site;
+            commit_interval,
+        } = setup;
         let done = Tid(first.0 - 1);
         let inner = Inner {
             host,
@@ -168,6 +211,7 @@ impl Journal {
             pins: RefCell::default(),
             aborted: RefCell::default(),
             closed: Cell::new(false),
+            commit_interval,
             max_transaction: log.max_transaction(),
             log,
             changed: Signal::default(),
@@ -247,13 +291,13 @@ impl Journal {
 
     /// Stops writing because of `cause` (a corrupt block that an operation has met, say). Only the
     /// first cause is kept.
-    pub fn abort(&self, cause: Error) {
-        self.inner.abort(cause);
+    pub fn abort(&self, cause: &str) {
+        self.inner.abort(Error::ReadOnly(cause.to_owned()));
     }
 
     /// Why writing has stopped.
-    pub fn aborted(&self) -> Option<Error> {
-        self.inner.aborted.borrow().clone()
+    pub fn aborted(&self) -> Option<String> {
+        self.inner.aborted.borrow().as_ref().map(cause_of)
     }
 
     /// Ends the journal: everything home, the log empty, the owner's mark cleared. Handles begun
@@ -284,7 +328,7 @@ impl Inner {
 
     fn check_writable(&self) -> Result<()> {
         if let Some(cause) = self.aborted.borrow().as_ref() {
-            return Err(Error::ReadOnly(cause.to_string()));
+            return Err(Error::ReadOnly(cause_of(cause)));
         }
         if self.closed.get() {
             return Err(Error::ReadOnly("the journal is closed".to_owned()));

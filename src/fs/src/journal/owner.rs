@@ -17,7 +17,7 @@ use ondisk::{BlockNr, Check, Dinode, Geometry, Kind, Structure};
 use super::format::LogSuper;
 use super::log::{Log, flush, read_block};
 use super::write::write_blocks;
-use super::{Site, Tid, replay};
+use super::{JournalSetup, Tid, replay};
 use crate::error::{Error, Result};
 use crate::file_map::FileMap;
 use crate::limits::JOURNAL_MIN_BYTES;
@@ -37,16 +37,16 @@ pub struct Recovery {
 
 /// A journal's inode, to write.
 pub(super) struct Owner {
-    site: Site,
+    setup: JournalSetup,
     nr: BlockNr,
     dinode: std::cell::RefCell<Vec<u8>>,
 }
 
 impl Owner {
-    async fn load(site: &Site, nr: BlockNr) -> Result<Owner> {
-        let dinode = site.cache.load(nr, Kind::Dinode).await?;
+    async fn load(setup: &JournalSetup, nr: BlockNr) -> Result<Owner> {
+        let dinode = setup.cache.load(nr, Kind::Dinode).await?;
         Ok(Owner {
-            site: site.clone(),
+            setup: setup.clone(),
             nr,
             dinode: dinode.into(),
         })
@@ -69,17 +69,17 @@ impl Owner {
             let generation = dinode.journal_recovery_generation();
             dinode.set_journal_recovery_generation(generation.wrapping_add(1));
         }
-        if self.site.geometry.has_metaecc() {
+        if self.setup.geometry.has_metaecc() {
             Kind::Dinode.compute(&mut bytes);
         }
-        self.site.write_durably(self.nr, &bytes).await?;
-        self.site.cache.forget(self.nr);
+        self.setup.write_durably(self.nr, &bytes).await?;
+        self.setup.cache.forget(self.nr);
         *self.dinode.borrow_mut() = bytes;
         Ok(())
     }
 }
 
-impl Site {
+impl JournalSetup {
     async fn write_durably(&self, nr: BlockNr, bytes: &[u8]) -> Result<()> {
         write_blocks(&*self.device, &self.geometry, [(nr, bytes)]).await?;
         flush(&*self.device, self.device.info().volatile_cache).await
@@ -96,7 +96,7 @@ struct Found {
 }
 
 /// Reads a journal, and replays it if there is anything in it.
-async fn find(site: &Site, owner: Owner) -> Result<Found> {
+async fn find(setup: &JournalSetup, owner: Owner) -> Result<Found> {
     let dinode = owner.dinode.borrow().clone();
     let check = Check::new(Structure::Dinode, owner.nr);
     let size = Dinode::of(&dinode).i_size.get();
@@ -106,9 +106,9 @@ async fn find(site: &Site, owner: Owner) -> Result<Found> {
         size,
         "a journal has at least 4 MiB",
     )?;
-    let map = FileMap::of(&site.cache, &site.geometry, owner.nr, &dinode).await?;
+    let map = FileMap::of(&setup.cache, &setup.geometry, owner.nr, &dinode).await?;
     let place = map.block(0);
-    let block = read_block(&*site.device, &site.geometry, place).await?;
+    let block = read_block(&*setup.device, &setup.geometry, place).await?;
     let mut superblock = LogSuper::new(block, place, map.blocks())?;
     if superblock.errno() != 0 {
         let errno = superblock.errno();
@@ -128,16 +128,16 @@ async fn find(site: &Site, owner: Owner) -> Result<Found> {
     // half-written.
     let mut next = Tid(u64::from(superblock.sequence()) + 1);
     if superblock.start() != 0 {
-        let replayed = replay::replay(site, &map, &superblock).await?;
+        let replayed = replay::replay(setup, &map, &superblock).await?;
         recovery.transactions = replayed.transactions;
         recovery.blocks = replayed.blocks;
         // mkfs.ocfs2 leaves a start in logs that hold nothing.
         recovery.dirty |= replayed.transactions > 0;
         next = Tid(u64::from(superblock.sequence()) + u64::from(replayed.transactions) + 1);
         // Whatever was read before may be older than what was replayed.
-        site.cache.clear();
+        setup.cache.clear();
         superblock.set_tail(0, next.sequence());
-        site.write_durably(place, superblock.bytes()).await?;
+        setup.write_durably(place, superblock.bytes()).await?;
     }
     Ok(Found {
         owner,
@@ -149,27 +149,32 @@ async fn find(site: &Site, owner: Owner) -> Result<Found> {
 }
 
 /// Our own journal, from the device to where handles can begin.
-pub(super) async fn open(site: &Site, nr: BlockNr) -> Result<(Owner, Log, Tid, Recovery)> {
-    let owner = Owner::load(site, nr).await?;
+pub(super) async fn open(setup: &JournalSetup, nr: BlockNr) -> Result<(Owner, Log, Tid, Recovery)> {
+    let owner = Owner::load(setup, nr).await?;
     let Found {
         owner,
         map,
         mut superblock,
         next,
         mut recovery,
-    } = find(site, owner).await?;
-    check_addressable(&site.geometry, &superblock)?;
+    } = find(setup, owner).await?;
+    check_addressable(&setup.geometry, &superblock)?;
     superblock.clear_checksum_features();
     owner.mark(true, recovery.dirty).await?;
     recovery.generation = owner.generation();
-    let log = Log::new(site.device.clone(), site.geometry.clone(), map, superblock);
+    let log = Log::new(
+        setup.device.clone(),
+        setup.geometry.clone(),
+        map,
+        superblock,
+    );
     Ok((owner, log, next, recovery))
 }
 
 /// Recovers the journal of a slot whose node is dead, and marks it as clean. `None` if it is
 /// clean. The slot's local alloc, truncate log, slot map entry and orphans come after this.
-pub async fn recover_slot(site: &Site, nr: BlockNr) -> Result<Option<Recovery>> {
-    let owner = Owner::load(site, nr).await?;
+pub async fn recover_slot(setup: &JournalSetup, nr: BlockNr) -> Result<Option<Recovery>> {
+    let owner = Owner::load(setup, nr).await?;
     if !owner.is_dirty() {
         return Ok(None);
     }
@@ -177,7 +182,7 @@ pub async fn recover_slot(site: &Site, nr: BlockNr) -> Result<Option<Recovery>> 
         owner,
         mut recovery,
         ..
-    } = find(site, owner).await?;
+    } = find(setup, owner).await?;
     owner.mark(false, true).await?;
     recovery.generation = owner.generation();
     Ok(Some(recovery))

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use ondisk::{BlockNr, Check, Structure, Why};
 
-use super::Site;
+use super::JournalSetup;
 use super::format::{self, BlockType, LogSuper, MAGIC, Tag, TagForm};
 use super::log::{flush, read_block};
 use super::write::write_blocks;
@@ -27,15 +27,19 @@ pub(super) struct Replayed {
 }
 
 /// Replays a log that is not empty. Its result is on the medium when this returns.
-pub(super) async fn replay(site: &Site, map: &FileMap, superblock: &LogSuper) -> Result<Replayed> {
-    let mut scan = Scan::new(site, map, superblock);
+pub(super) async fn replay(
+    setup: &JournalSetup,
+    map: &FileMap,
+    superblock: &LogSuper,
+) -> Result<Replayed> {
+    let mut scan = Scan::new(setup, map, superblock);
     let damaged = scan.run().await?;
     let newest = scan.newest();
     let blocks: Vec<(BlockNr, Copy)> = newest.into_iter().collect();
     for batch in blocks.chunks(REPLAY_BATCH_BLOCKS) {
         let contents: Vec<(BlockNr, Vec<u8>)> = stream::iter(batch)
             .map(|(home, copy)| async move {
-                let mut bytes = scan_read(site, map, copy.position).await?;
+                let mut bytes = scan_read(setup, map, copy.position).await?;
                 if copy.escaped {
                     bytes[..4].copy_from_slice(&MAGIC);
                 }
@@ -47,9 +51,9 @@ pub(super) async fn replay(site: &Site, map: &FileMap, superblock: &LogSuper) ->
         let pieces = contents
             .iter()
             .map(|(home, bytes)| (*home, bytes.as_slice()));
-        write_blocks(&*site.device, &site.geometry, pieces).await?;
+        write_blocks(&*setup.device, &setup.geometry, pieces).await?;
     }
-    flush(&*site.device, site.device.info().volatile_cache).await?;
+    flush(&*setup.device, setup.device.info().volatile_cache).await?;
     // What was whole is home. But a transaction that had been acknowledged is not: say so, and
     // leave the log to fsck.
     if let Some(damaged) = damaged {
@@ -67,10 +71,10 @@ pub(super) async fn replay(site: &Site, map: &FileMap, superblock: &LogSuper) ->
     })
 }
 
-async fn scan_read(site: &Site, map: &FileMap, position: u32) -> Result<Vec<u8>> {
+async fn scan_read(setup: &JournalSetup, map: &FileMap, position: u32) -> Result<Vec<u8>> {
     read_block(
-        &*site.device,
-        &site.geometry,
+        &*setup.device,
+        &setup.geometry,
         map.block(u64::from(position)),
     )
     .await
@@ -87,7 +91,7 @@ struct Copy {
 
 /// A walk over the log.
 struct Scan<'a> {
-    site: &'a Site,
+    setup: &'a JournalSetup,
     map: &'a FileMap,
     superblock: &'a LogSuper,
     form: TagForm,
@@ -107,12 +111,12 @@ struct Open {
 }
 
 impl<'a> Scan<'a> {
-    fn new(site: &'a Site, map: &'a FileMap, superblock: &'a LogSuper) -> Self {
+    fn new(setup: &'a JournalSetup, map: &'a FileMap, superblock: &'a LogSuper) -> Self {
         Scan {
-            site,
+            setup,
             map,
             superblock,
-            form: TagForm::new(site.geometry.block_size(), superblock.wide()),
+            form: TagForm::new(setup.geometry.block_size(), superblock.wide()),
             transactions: 0,
             copies: Vec::new(),
             revoked: HashMap::new(),
@@ -133,7 +137,7 @@ impl<'a> Scan<'a> {
         // The log may be full; what is met after one round is its own beginning.
         while seen < u64::from(length) {
             let at = position;
-            let block = scan_read(self.site, self.map, at).await?;
+            let block = scan_read(self.setup, self.map, at).await?;
             let Some((kind, sequence)) = format::header(&block) else {
                 break;
             };
@@ -149,7 +153,7 @@ impl<'a> Scan<'a> {
                     for (index, tag) in tags.iter().enumerate() {
                         let place = self.after(position, index as u32);
                         if self.superblock.checksummed() {
-                            let data = scan_read(self.site, self.map, place).await?;
+                            let data = scan_read(self.setup, self.map, place).await?;
                             open.checksum = self.checksum(open.checksum, &data);
                         }
                         open.copies.push((*tag, place));
@@ -214,7 +218,7 @@ impl<'a> Scan<'a> {
         let length = self.superblock.end() - self.superblock.first();
         let mut seen = 0u64;
         while seen < u64::from(length) {
-            let block = scan_read(self.site, self.map, position).await?;
+            let block = scan_read(self.setup, self.map, position).await?;
             let tags = match format::header(&block) {
                 Some((BlockType::Commit, sequence)) if sequence == wanted => return Ok(true),
                 Some((BlockType::Descriptor, sequence)) if sequence == wanted => {
@@ -233,7 +237,7 @@ impl<'a> Scan<'a> {
     fn take(&mut self, whole: Open, commit: u32) -> Result<()> {
         let transaction = self.transactions;
         let check = Check::new(Structure::JournalDescriptor, self.place(commit));
-        let total = self.site.geometry.total_blocks();
+        let total = self.setup.geometry.total_blocks();
         for (Tag { home, escaped }, position) in whole.copies {
             check.at_most("t_blocknr", home.0, total - 1)?;
             self.copies.push((

@@ -38,11 +38,11 @@ fn changes_of_a_clean_journal_are_home_after_close() {
     let sim = Simulation::new(1);
     let disk = disk(volume.image(), &sim.world());
     sim.block_on(async {
-        let (site, journal, recovery) = open(&disk, &sim.world(), dinode).await;
+        let (setup, journal, recovery) = open(&disk, &sim.world(), dinode).await;
         assert!(!recovery.dirty);
-        let tid = touch(&site.cache, &journal, root, 1_000_000).await;
+        let tid = touch(&setup.cache, &journal, root, 1_000_000).await;
         journal.wait_committed(tid).await.unwrap();
-        touch(&site.cache, &journal, root, 2_000_000).await;
+        touch(&setup.cache, &journal, root, 2_000_000).await;
         journal.close().await.unwrap();
         assert!(journal.begin(1).await.is_err());
     })
@@ -61,8 +61,8 @@ fn crashed(volume: &Volume, dinode: BlockNr, change: impl AsyncFnOnce(&Cache, &J
     let sim = Simulation::new(2);
     let disk = disk(volume.image(), &sim.world());
     sim.block_on(async {
-        let (site, journal, _) = open(&disk, &sim.world(), dinode).await;
-        change(&site.cache, &journal).await;
+        let (setup, journal, _) = open(&disk, &sim.world(), dinode).await;
+        change(&setup.cache, &journal).await;
         journal.force_commit().await.unwrap();
     })
     .unwrap();

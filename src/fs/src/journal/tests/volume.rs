@@ -9,7 +9,7 @@ use runtime::Host;
 use runtime::sim::{DiskOptions, Image, SimDisk, World};
 
 use crate::cache::Cache;
-use crate::journal::{Journal, Recovery, Site};
+use crate::journal::{Journal, JournalSetup, Recovery};
 
 /// A volume file made by mkfs.ocfs2, deleted with it.
 pub struct Volume {
@@ -112,15 +112,16 @@ pub fn geometry(image: &Image) -> Geometry {
     ondisk::probe(&start).unwrap().geometry
 }
 
-pub fn site(disk: &SimDisk, world: &World) -> Site {
+pub fn setup(disk: &SimDisk, world: &World) -> JournalSetup {
     let geometry = Rc::new(geometry(&disk.image()));
     let device = disk.device();
     let cache = Rc::new(Cache::new(device.clone(), geometry.clone(), 1 << 20));
-    Site {
+    JournalSetup {
         device,
         host: Rc::new(world.clone()) as Rc<dyn Host>,
         geometry,
         cache,
+        commit_interval: crate::limits::COMMIT_INTERVAL,
     }
 }
 
@@ -129,8 +130,12 @@ pub fn disk(image: Image, world: &World) -> SimDisk {
 }
 
 /// Opens journal `dinode` on the disk.
-pub async fn open(disk: &SimDisk, world: &World, dinode: BlockNr) -> (Site, Journal, Recovery) {
-    let site = site(disk, world);
-    let (journal, recovery) = Journal::open(site.clone(), dinode).await.unwrap();
-    (site, journal, recovery)
+pub async fn open(
+    disk: &SimDisk,
+    world: &World,
+    dinode: BlockNr,
+) -> (JournalSetup, Journal, Recovery) {
+    let setup = setup(disk, world);
+    let (journal, recovery) = Journal::open(setup.clone(), dinode).await.unwrap();
+    (setup, journal, recovery)
 }
