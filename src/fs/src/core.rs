@@ -15,8 +15,13 @@ use crate::journal::Journal;
 use crate::system::System;
 
 /// Something that mount makes once the parts it is found with exist.
-#[derive(Default)]
 pub struct Late<T>(OnceCell<T>);
+
+impl<T> Default for Late<T> {
+    fn default() -> Self {
+        Late(OnceCell::new())
+    }
+}
 
 impl<T> Late<T> {
     pub fn of(value: T) -> Self {
