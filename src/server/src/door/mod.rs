@@ -1,0 +1,80 @@
+//! The file system's public door, as the front end sees it: a mounted volume and its open files, on
+//! the one thread they live on. The `fs` crate's volume is behind it in production, a model in
+//! memory in tests. Nothing here crosses threads; [`crate::volume`] does that.
+
+mod types;
+
+use std::rc::Rc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use types::{
+    Attr, DirEntry, FileKind, IfExists, Ino, MountOptions, NewInode, OpenFlags, RenameMode,
+    SetAttr, SetTime, StatFs, VolumeInfo, Written, XattrMode,
+};
+
+use crate::failure::Result;
+
+/// A mounted volume.
+#[async_trait(?Send)]
+pub trait Door {
+    fn root(&self) -> Ino;
+    fn info(&self) -> VolumeInfo;
+    async fn statfs(&self) -> Result<StatFs>;
+    async fn sync(&self) -> Result<()>;
+    /// Waits for operations inside, brings everything to the device and lets go of it.
+    async fn unmount(&self) -> Result<()>;
+
+    async fn getattr(&self, ino: Ino) -> Result<Attr>;
+    async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr>;
+    async fn resolve(&self, base: Ino, path: &[u8], follow_last: bool) -> Result<Attr>;
+    /// The directory that has, or would have, the path's last name; and that name.
+    async fn resolve_parent(&self, base: Ino, path: &[u8]) -> Result<(Ino, Vec<u8>)>;
+    async fn readdir(&self, dir: Ino, cookie: u64, max: usize) -> Result<Vec<DirEntry>>;
+    async fn readlink(&self, ino: Ino) -> Result<Vec<u8>>;
+    async fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr>;
+
+    async fn create(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new: NewInode,
+        taken: IfExists,
+    ) -> Result<Attr>;
+    async fn mkdir(&self, parent: Ino, name: &[u8], new: NewInode) -> Result<Attr>;
+    async fn symlink(&self, parent: Ino, name: &[u8], target: &[u8], new: NewInode)
+    -> Result<Attr>;
+    async fn mknod(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        kind: FileKind,
+        rdev: u64,
+        new: NewInode,
+    ) -> Result<Attr>;
+    async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr>;
+    async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()>;
+    async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()>;
+    async fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<()>;
+
+    async fn listxattr(&self, ino: Ino) -> Result<Vec<(Vec<u8>, u64)>>;
+    async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>>;
+    async fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()>;
+    async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()>;
+
+    async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Rc<dyn OpenFile>>;
+}
+
+/// An open file.
+#[async_trait(?Send)]
+pub trait OpenFile {
+    fn ino(&self) -> Ino;
+    async fn attr(&self) -> Result<Attr>;
+    /// At most `len` bytes; fewer only at the end of the file.
+    async fn read(&self, offset: u64, len: usize) -> Result<Bytes>;
+    /// A handle opened for append takes no notice of the offset.
+    async fn write(&self, offset: u64, data: Bytes) -> Written;
+    async fn fsync(&self, datasync: bool) -> Result<()>;
+    async fn close(&self) -> Result<()>;
+}
