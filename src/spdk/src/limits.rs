@@ -13,8 +13,8 @@ pub const WITH_SPDK: usize = 1_024;
 /// Ready tasks that one turn of the loop runs before it polls the devices again.
 pub const TASKS_PER_TURN: usize = 256;
 
-/// Bytes of DMA memory a reactor keeps for reuse in each size class.
-pub const POOLED_BYTES_PER_CLASS: usize = 16 << 20;
+/// Bytes of DMA memory a reactor keeps for reuse in each size class; of large buffers also what all keep together.
+pub const POOLED_BYTES_PER_CLASS: usize = 8 << 20;
 
 /// The largest pooled size class; larger buffers go straight back to SPDK.
 pub const POOLED_BUFFER_MAX: usize = 4 << 20;
