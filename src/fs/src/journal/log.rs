@@ -17,11 +17,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use ondisk::jbd2::{self, CommitBlock, DescriptorWriter};
 use ondisk::{BlockNr, Geometry};
 use runtime::{BlockDevice, BlockDeviceExt, WallTime};
 
 use super::Tid;
-use super::format::{self, LogSuper, MAGIC, Tag, TagForm};
 use super::wait::Turns;
 use super::write::{byte_offset, write_blocks};
 use crate::cache::Bytes;
@@ -35,7 +35,8 @@ pub(super) struct Log {
     device: Rc<dyn BlockDevice>,
     geometry: Rc<Geometry>,
     map: FileMap,
-    form: TagForm,
+    /// Block numbers of tags have 64 bits.
+    wide: bool,
     first: u32,
     capacity: u32,
     head: Cell<u32>,
@@ -63,17 +64,18 @@ impl Log {
         map: FileMap,
         superblock: LogSuper,
     ) -> Self {
-        let (first, capacity) = (superblock.first(), superblock.end() - superblock.first());
+        let raw = superblock.raw();
+        let (first, end) = (raw.s_first.get(), raw.s_maxlen.get());
         Log {
-            form: TagForm::new(geometry.block_size(), superblock.wide()),
+            wide: raw.is_wide(),
             volatile_cache: device.info().volatile_cache,
             device,
             geometry,
             map,
             first,
-            capacity,
+            capacity: end - first,
             head: Cell::new(first),
-            free: Cell::new(capacity),
+            free: Cell::new(end - first),
             transactions: RefCell::default(),
             superblock: RefCell::new(superblock),
             superblock_turn: Turns::default(),
@@ -91,7 +93,11 @@ impl Log {
 
     /// Blocks of the log that a transaction of `blocks` takes.
     pub fn log_blocks(&self, blocks: usize) -> usize {
-        self.form.log_blocks(blocks)
+        blocks + blocks.div_ceil(self.tags_per_descriptor()) + 1
+    }
+
+    fn tags_per_descriptor(&self) -> usize {
+        jbd2::tags_per_descriptor(self.geometry.block_size(), self.wide)
     }
 
     /// Most blocks of a transaction: as many as fit in a quarter of the log, the kernel's limit.
@@ -120,7 +126,7 @@ impl Log {
             start,
             blocks: needed,
         });
-        if self.superblock.borrow().start() == 0 {
+        if self.superblock.borrow().raw().is_clean() {
             self.write_superblock(start, tid).await?;
         }
         Ok(true)
@@ -144,7 +150,9 @@ impl Log {
         self.flush().await?;
         // Everything the commit block vouches for is on the medium, the data that the transaction
         // makes visible too. If we crash before the next line is done, none of it happened.
-        let commit = format::commit(self.geometry.block_size(), tid, now);
+        let mut commit = vec![0; self.geometry.block_size()];
+        let time = (now.seconds as u64, now.nanoseconds);
+        CommitBlock::init(&mut commit, tid.logged(), time, None);
         let place = self.block(start, content.len() as u32);
         write_blocks(&*self.device, &self.geometry, [(place, commit.as_slice())]).await?;
         self.flush().await
@@ -162,21 +170,20 @@ impl Log {
             })
             .collect();
         let mut content = Vec::with_capacity(self.log_blocks(singles.len()));
-        for group in singles.chunks(self.form.per_descriptor()) {
-            let tags: Vec<Tag> = group
-                .iter()
-                .map(|(home, bytes)| Tag {
-                    home: *home,
-                    escaped: bytes[..4] == MAGIC,
-                })
-                .collect();
-            content.push(Cow::Owned(self.form.descriptor(tid, &tags)));
-            for ((_, bytes), tag) in group.iter().zip(&tags) {
-                content.push(match tag.escaped {
-                    true => Cow::Owned([&[0; 4], &bytes[4..]].concat()),
-                    false => Cow::Borrowed(*bytes),
-                });
+        for group in singles.chunks(self.tags_per_descriptor()) {
+            let mut descriptor = vec![0; block_size];
+            // Nobody shares a journal; the kernel leaves the UUID zero too.
+            let mut tags = DescriptorWriter::new(&mut descriptor, tid.logged(), [0; 16], self.wide);
+            for (home, bytes) in group {
+                let pushed = tags.push(*home, jbd2::needs_escape(bytes));
+                assert!(
+                    pushed,
+                    "a group has as many blocks as a descriptor has tags"
+                );
             }
+            tags.finish();
+            content.push(Cow::Owned(descriptor));
+            content.extend(group.iter().map(|(_, bytes)| escaped(bytes)));
         }
         content
     }
@@ -218,7 +225,7 @@ impl Log {
 
     async fn write_superblock(&self, start: u32, tid: Tid) -> Result<()> {
         let mut superblock = self.superblock.borrow().clone();
-        superblock.set_tail(start, tid.sequence());
+        superblock.set_tail(start, tid);
         let place = self.map.block(0);
         write_blocks(&*self.device, &self.geometry, [(place, superblock.bytes())]).await?;
         *self.superblock.borrow_mut() = superblock;
@@ -237,6 +244,48 @@ impl Log {
     /// Where on the device the block `index` of a transaction that starts at `start` is.
     fn block(&self, start: u32, index: u32) -> BlockNr {
         self.map.block(u64::from(self.place(start, index)))
+    }
+}
+
+/// A data block as the log holds it: without the magic number that would make it look like one of
+/// the journal's own.
+fn escaped(bytes: &[u8]) -> Cow<'_, [u8]> {
+    if jbd2::needs_escape(bytes) {
+        let mut copy = bytes.to_vec();
+        jbd2::escape(&mut copy);
+        Cow::Owned(copy)
+    } else {
+        Cow::Borrowed(bytes)
+    }
+}
+
+/// The journal's superblock, checked.
+#[derive(Debug, Clone)]
+pub(super) struct LogSuper(Vec<u8>);
+
+impl LogSuper {
+    /// From the first block of a journal of `file_blocks` blocks, which lies at `nr`.
+    pub fn new(block: Vec<u8>, nr: BlockNr, file_blocks: u64) -> Result<Self> {
+        jbd2::SuperBlock::validate(&block, nr, file_blocks)?;
+        Ok(LogSuper(block))
+    }
+
+    pub fn raw(&self) -> &jbd2::SuperBlock {
+        jbd2::SuperBlock::of(&self.0)
+    }
+
+    pub fn raw_mut(&mut self) -> &mut jbd2::SuperBlock {
+        jbd2::SuperBlock::of_mut(&mut self.0)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The log starts at `start` with transaction `tid`; 0: it is empty, and `tid` is yet to come.
+    pub fn set_tail(&mut self, start: u32, tid: Tid) {
+        self.raw_mut().s_sequence.set(tid.logged().0);
+        self.raw_mut().s_start.set(start);
     }
 }
 

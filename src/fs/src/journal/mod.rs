@@ -23,7 +23,6 @@
 
 mod checkpoint;
 mod commit;
-mod format;
 mod handle;
 mod log;
 mod owner;
@@ -39,7 +38,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use ondisk::{BlockNr, ClusterNr, Geometry, SlotNr};
+use ondisk::{BlockNr, ClusterNr, Geometry, SlotNr, jbd2};
 use runtime::{BlockDevice, Host};
 
 use crate::cache::{BlockRef, Cache};
@@ -61,8 +60,9 @@ pub use pins::Pins;
 pub struct Tid(pub u64);
 
 impl Tid {
-    fn sequence(self) -> u32 {
-        self.0 as u32
+    /// As the journal's blocks say it.
+    fn logged(self) -> jbd2::Tid {
+        jbd2::Tid(self.0 as u32)
     }
 
     fn next(self) -> Tid {

@@ -12,10 +12,10 @@
 //! If we crash in between, the recovery is done again from the start, with the same result.
 
 use ondisk::feature::Compat;
+use ondisk::jbd2::{JournalCompat, JournalIncompat};
 use ondisk::{BlockNr, Check, Dinode, Geometry, Kind, Structure};
 
-use super::format::LogSuper;
-use super::log::{Log, flush, read_block};
+use super::log::{Log, LogSuper, flush, read_block};
 use super::write::write_blocks;
 use super::{JournalSetup, Tid, replay};
 use crate::error::{Error, Result};
@@ -110,14 +110,14 @@ async fn find(setup: &JournalSetup, owner: Owner) -> Result<Found> {
     let place = map.block(0);
     let block = read_block(&*setup.device, &setup.geometry, place).await?;
     let mut superblock = LogSuper::new(block, place, map.blocks())?;
-    if superblock.errno() != 0 {
-        let errno = superblock.errno();
+    let errno = superblock.raw().s_errno.get();
+    if errno != 0 {
         tracing::warn!(
             block = place.0,
             errno,
             "the journal's last owner met an error"
         );
-        superblock.clear_errno();
+        superblock.raw_mut().s_errno.set(0);
     }
     let mut recovery = Recovery {
         dirty: owner.is_dirty(),
@@ -126,17 +126,17 @@ async fn find(setup: &JournalSetup, owner: Owner) -> Result<Found> {
     };
     // One is left out, as in the kernel: a transaction of the expected number may lie in the log
     // half-written.
-    let mut next = Tid(u64::from(superblock.sequence()) + 1);
-    if superblock.start() != 0 {
+    let mut next = Tid(u64::from(superblock.raw().sequence().0) + 1);
+    if !superblock.raw().is_clean() {
         let replayed = replay::replay(setup, &map, &superblock).await?;
         recovery.transactions = replayed.transactions;
         recovery.blocks = replayed.blocks;
         // mkfs.ocfs2 leaves a start in logs that hold nothing.
         recovery.dirty |= replayed.transactions > 0;
-        next = Tid(u64::from(superblock.sequence()) + u64::from(replayed.transactions) + 1);
+        next = Tid(u64::from(superblock.raw().sequence().0) + u64::from(replayed.transactions) + 1);
         // Whatever was read before may be older than what was replayed.
         setup.cache.clear();
-        superblock.set_tail(0, next.sequence());
+        superblock.set_tail(0, next);
         setup.write_durably(place, superblock.bytes()).await?;
     }
     Ok(Found {
@@ -159,7 +159,15 @@ pub(super) async fn open(setup: &JournalSetup, nr: BlockNr) -> Result<(Owner, Lo
         mut recovery,
     } = find(setup, owner).await?;
     check_addressable(&setup.geometry, &superblock)?;
-    superblock.clear_checksum_features();
+    // Our own transactions have no checksum, and are not committed asynchronously.
+    let raw = superblock.raw_mut();
+    if raw.is_v2() {
+        let (compat, incompat) = (raw.compat(), raw.incompat());
+        raw.s_feature_compat
+            .set(compat.difference(JournalCompat::CHECKSUM).bits());
+        raw.s_feature_incompat
+            .set(incompat.difference(JournalIncompat::ASYNC_COMMIT).bits());
+    }
     owner.mark(true, recovery.dirty).await?;
     recovery.generation = owner.generation();
     let log = Log::new(
@@ -191,7 +199,7 @@ pub async fn recover_slot(setup: &JournalSetup, nr: BlockNr) -> Result<Option<Re
 /// A volume of more than 2^32 blocks needs a journal with long tags.
 fn check_addressable(geometry: &Geometry, superblock: &LogSuper) -> Result<()> {
     let narrow = geometry.total_blocks() <= 1 << 32;
-    if narrow || (superblock.wide() && geometry.compat.contains(Compat::JBD2_SB)) {
+    if narrow || (superblock.raw().is_wide() && geometry.compat.contains(Compat::JBD2_SB)) {
         return Ok(());
     }
     Err(Error::Incompatible(format!(

@@ -9,11 +9,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use ondisk::jbd2::{
+    self, BlockType, Checksum, CommitBlock, Header, JournalCompat, JournalIncompat, Tag,
+};
 use ondisk::{BlockNr, Check, Structure, Why};
 
 use super::JournalSetup;
-use super::format::{self, BlockType, LogSuper, MAGIC, Tag, TagForm};
-use super::log::{flush, read_block};
+use super::log::{LogSuper, flush, read_block};
 use super::write::write_blocks;
 use crate::error::Result;
 use crate::file_map::FileMap;
@@ -41,7 +43,7 @@ pub(super) async fn replay(
             .map(|(home, copy)| async move {
                 let mut bytes = scan_read(setup, map, copy.position).await?;
                 if copy.escaped {
-                    bytes[..4].copy_from_slice(&MAGIC);
+                    jbd2::unescape(&mut bytes);
                 }
                 Ok::<_, crate::Error>((*home, bytes))
             })
@@ -94,7 +96,13 @@ struct Scan<'a> {
     setup: &'a JournalSetup,
     map: &'a FileMap,
     superblock: &'a LogSuper,
-    form: TagForm,
+    /// Block numbers have 64 bits.
+    wide: bool,
+    /// Commit blocks have checksums.
+    checksummed: bool,
+    /// The log's first block, and the blocks it has.
+    first: u32,
+    length: u32,
     /// Whole transactions so far.
     transactions: u32,
     copies: Vec<(BlockNr, Copy)>,
@@ -107,54 +115,60 @@ struct Scan<'a> {
 struct Open {
     copies: Vec<(Tag, u32)>,
     revoked: Vec<BlockNr>,
-    checksum: u32,
+    checksum: Checksum,
 }
 
 impl<'a> Scan<'a> {
     fn new(setup: &'a JournalSetup, map: &'a FileMap, superblock: &'a LogSuper) -> Self {
+        let raw = superblock.raw();
         Scan {
             setup,
             map,
             superblock,
-            form: TagForm::new(setup.geometry.block_size(), superblock.wide()),
+            wide: raw.is_wide(),
+            checksummed: raw.compat().contains(JournalCompat::CHECKSUM),
+            first: raw.s_first.get(),
+            length: raw.s_maxlen.get() - raw.s_first.get(),
             transactions: 0,
             copies: Vec::new(),
             revoked: HashMap::new(),
         }
     }
 
+    /// The number of the transaction that is `ahead` of the present one.
+    fn tid(&self, ahead: u32) -> jbd2::Tid {
+        let start = self.superblock.raw().sequence().0;
+        jbd2::Tid(start.wrapping_add(self.transactions).wrapping_add(ahead))
+    }
+
     /// Reads the log to its end. An error that it gives back (rather than fails with) is one that
     /// does not concern the transactions it has found.
     async fn run(&mut self) -> Result<Option<crate::Error>> {
-        let length = self.superblock.end() - self.superblock.first();
-        let mut position = self.superblock.start();
-        let mut seen = 0u64;
-        let mut open = Open {
-            checksum: !0,
-            ..Default::default()
-        };
-        let mut last_commit = 0;
+        let mut position = self.superblock.raw().s_start.get();
+        if position < self.first {
+            // As mkfs.ocfs2 leaves it with blocks of 512 bytes: there is nothing.
+            return Ok(None);
+        }
+        let (mut seen, mut open, mut last_commit) = (0u64, Open::default(), 0);
         // The log may be full; what is met after one round is its own beginning.
-        while seen < u64::from(length) {
+        while seen < u64::from(self.length) {
             let at = position;
             let block = scan_read(self.setup, self.map, at).await?;
-            let Some((kind, sequence)) = format::header(&block) else {
-                break;
+            let kind = match Header::read(&block) {
+                Some((kind, tid)) if tid == self.tid(0) => kind,
+                _ => break,
             };
-            if sequence != self.superblock.sequence().wrapping_add(self.transactions) {
-                break;
-            }
             position = self.after(at, 1);
             seen += 1;
             match kind {
                 BlockType::Descriptor => {
-                    let tags = self.form.tags(&block);
-                    open.checksum = self.checksum(open.checksum, &block);
+                    let tags: Vec<Tag> = jbd2::tags(&block, self.wide).collect();
+                    open.checksum.update(&block);
                     for (index, tag) in tags.iter().enumerate() {
                         let place = self.after(position, index as u32);
-                        if self.superblock.checksummed() {
+                        if self.checksummed {
                             let data = scan_read(self.setup, self.map, place).await?;
-                            open.checksum = self.checksum(open.checksum, &data);
+                            open.checksum.update(&data);
                         }
                         open.copies.push((*tag, place));
                     }
@@ -162,26 +176,19 @@ impl<'a> Scan<'a> {
                     seen += tags.len() as u64;
                 }
                 BlockType::Revoke => {
-                    open.revoked
-                        .extend(self.form.revoked(&block, self.place(at))?);
+                    let named = jbd2::revoked_blocks(&block, self.wide, self.place(at))?;
+                    open.revoked.extend(named);
                 }
                 BlockType::Commit => {
-                    let time = format::commit_seconds(&block);
-                    if self.superblock.checksummed()
-                        && !format::commit_checksum_fits(&block, open.checksum)
-                    {
+                    let commit = CommitBlock::of(&block);
+                    let time = commit.h_commit_sec.get();
+                    if self.checksummed && !commit.checksum_holds(open.checksum) {
                         return self.damaged(at, time < last_commit, position).await;
                     }
                     last_commit = time;
-                    let whole = std::mem::replace(
-                        &mut open,
-                        Open {
-                            checksum: !0,
-                            ..Default::default()
-                        },
-                    );
-                    self.take(whole, at)?;
+                    self.take(std::mem::take(&mut open), at)?;
                 }
+                BlockType::SuperBlockV1 | BlockType::SuperBlockV2 => break,
             }
         }
         Ok(None)
@@ -191,16 +198,17 @@ impl<'a> Scan<'a> {
     /// commit that the crash has interrupted, and the end of the log, unless a later commit follows:
     /// then an acknowledged one is damaged. Older than the one before it, it is of the log's past.
     async fn damaged(&self, at: u32, stale: bool, next: u32) -> Result<Option<crate::Error>> {
-        if stale || (self.superblock.async_commit() && !self.commit_follows(next).await?) {
+        let incompat = self.superblock.raw().incompat();
+        let async_commit = incompat.contains(JournalIncompat::ASYNC_COMMIT);
+        if stale || (async_commit && !self.commit_follows(next).await?) {
             return Ok(None);
         }
-        let sequence = self.superblock.sequence().wrapping_add(self.transactions);
         let check = Check::new(Structure::JournalCommit, self.place(at));
         Ok(Some(
             check
                 .fail(Why::Value {
                     field: "h_sequence",
-                    found: sequence.into(),
+                    found: self.tid(0).0.into(),
                     rule: "the transaction's checksum must be that of its blocks",
                 })
                 .into(),
@@ -210,21 +218,14 @@ impl<'a> Scan<'a> {
     /// Whether the transaction after the present one, which starts at `position`, has a commit
     /// block.
     async fn commit_follows(&self, mut position: u32) -> Result<bool> {
-        let wanted = self
-            .superblock
-            .sequence()
-            .wrapping_add(self.transactions)
-            .wrapping_add(1);
-        let length = self.superblock.end() - self.superblock.first();
         let mut seen = 0u64;
-        while seen < u64::from(length) {
+        while seen < u64::from(self.length) {
             let block = scan_read(self.setup, self.map, position).await?;
-            let tags = match format::header(&block) {
-                Some((BlockType::Commit, sequence)) if sequence == wanted => return Ok(true),
-                Some((BlockType::Descriptor, sequence)) if sequence == wanted => {
-                    self.form.tags(&block).len() as u32
-                }
-                Some((BlockType::Revoke, sequence)) if sequence == wanted => 0,
+            let tags = match Header::read(&block) {
+                Some((_, tid)) if tid != self.tid(1) => return Ok(false),
+                Some((BlockType::Commit, _)) => return Ok(true),
+                Some((BlockType::Descriptor, _)) => jbd2::tags(&block, self.wide).count() as u32,
+                Some((BlockType::Revoke, _)) => 0,
                 _ => return Ok(false),
             };
             position = self.after(position, 1 + tags);
@@ -238,7 +239,8 @@ impl<'a> Scan<'a> {
         let transaction = self.transactions;
         let check = Check::new(Structure::JournalDescriptor, self.place(commit));
         let total = self.setup.geometry.total_blocks();
-        for (Tag { home, escaped }, position) in whole.copies {
+        for (tag, position) in whole.copies {
+            let (home, escaped) = (tag.nr, tag.is_escaped());
             check.at_most("t_blocknr", home.0, total - 1)?;
             self.copies.push((
                 home,
@@ -269,17 +271,8 @@ impl<'a> Scan<'a> {
             .collect()
     }
 
-    fn checksum(&self, seed: u32, bytes: &[u8]) -> u32 {
-        if self.superblock.checksummed() {
-            format::checksum(seed, bytes)
-        } else {
-            seed
-        }
-    }
-
     fn after(&self, position: u32, count: u32) -> u32 {
-        let (first, end) = (self.superblock.first(), self.superblock.end());
-        first + (position - first + count) % (end - first)
+        self.first + (position - self.first + count) % self.length
     }
 
     fn place(&self, position: u32) -> BlockNr {
