@@ -1,4 +1,5 @@
 //! The journal on simulated disks that hold real volumes, with the tools as judges.
 
+mod crash;
 mod oracle;
 mod volume;
