@@ -92,3 +92,50 @@ fn fsck_replays_what_we_have_committed() {
     let (text, status) = volume.fsck("-fn");
     assert_eq!(status, 0, "{text}");
 }
+
+/// A volume that was pulled away from the kernel: `OCELOT_DIRTY_IMAGE` names it (made by the VM
+/// that plays the kernel, see the testing notes). fsck.ocfs2 and we must make the same of its log.
+#[test]
+#[ignore = "needs OCELOT_DIRTY_IMAGE, a volume that the kernel left dirty"]
+fn a_log_of_the_kernel_is_replayed_as_fsck_does() {
+    let source = std::env::var("OCELOT_DIRTY_IMAGE").unwrap();
+    let theirs = Volume::copy_of(source.as_ref());
+    let ours = Volume::copy_of(source.as_ref());
+    let dinode = ours.system_block("journal:0000");
+    let sim = Simulation::new(5);
+    let disk = disk(ours.image(), &sim.world());
+    sim.block_on(async {
+        let (_, journal, recovery) = open(&disk, &sim.world(), dinode).await;
+        assert!(recovery.dirty && recovery.transactions > 0, "{recovery:?}");
+        assert_eq!(recovery.generation, 1);
+        journal.close().await.unwrap();
+    })
+    .unwrap();
+    ours.save(&disk.image());
+    let (text, _) = theirs.fsck("-fy"); // stops after the replay
+    assert!(text.contains("journal replayed successfully"), "{text}");
+    let (a, b) = (ours.image(), theirs.image());
+    let block_size = super::volume::geometry(&a).block_size();
+    let differing: Vec<u64> = (0..a.size_bytes() / block_size as u64)
+        .filter(|at| {
+            let at = at * block_size as u64;
+            a.read_vec(at, block_size) != b.read_vec(at, block_size)
+        })
+        .collect();
+    // The journal's inode (its flag, its generation), the journal's superblock (the number), and
+    // block 2, where fsck leaves its mark.
+    let own: Vec<u64> = vec![dinode.0, ours.journal_start().0, 2];
+    assert!(differing.iter().all(|at| own.contains(at)), "{differing:?}");
+    // What is left are orphans, local alloc and truncate log, which are not the journal's.
+    let (ours_text, _) = ours.fsck("-fy");
+    let (theirs_text, _) = theirs.fsck("-fy");
+    let findings = |text: &str| -> Vec<String> {
+        text.lines()
+            .filter(|line| line.starts_with('['))
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(findings(&ours_text), findings(&theirs_text));
+    let (text, status) = ours.fsck("-fn");
+    assert_eq!(status, 0, "{text}");
+}

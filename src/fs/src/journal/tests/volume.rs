@@ -1,6 +1,6 @@
 //! A real volume on a simulated disk, and a journal on it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 
@@ -64,6 +64,21 @@ impl Volume {
             ],
             "64M",
         )
+    }
+
+    pub fn copy_of(source: &Path) -> Volume {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volume");
+        std::fs::copy(source, &path).unwrap();
+        Volume { _dir: dir, path }
+    }
+
+    /// The first block of slot 0's journal.
+    pub fn journal_start(&self) -> BlockNr {
+        let text = self.debugfs("stat //journal:0000");
+        let mut extents = text.lines().skip_while(|line| !line.contains("## Offset"));
+        let first = extents.nth(1).expect(&text);
+        BlockNr(first.split_whitespace().nth(3).unwrap().parse().unwrap())
     }
 
     pub fn image(&self) -> Image {
