@@ -13,6 +13,11 @@ pub type Case = (&'static str, fn(&Spdk));
 
 /// Runs the cases; ends the process with status 1 if one fails.
 pub fn main(options: Options, cases: &[Case]) {
+    std::process::exit(i32::from(!run(options, cases)));
+}
+
+/// Runs the cases; false if one fails.
+pub fn run(options: Options, cases: &[Case]) -> bool {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(match std::env::var("SPDK_TEST_LOG").as_deref() {
@@ -24,11 +29,11 @@ pub fn main(options: Options, cases: &[Case]) {
         .skip(1)
         .filter(|word| !word.starts_with('-'))
         .collect();
-    if std::env::args().any(|word| word == "--list") {
+    if listing() {
         for (name, _) in cases {
             println!("{name}: test");
         }
-        return;
+        return true;
     }
     watchdog();
     let spdk = Spdk::start(options).expect("SPDK starts");
@@ -51,8 +56,13 @@ pub fn main(options: Options, cases: &[Case]) {
     spdk.stop_and_wait().expect("SPDK stops");
     if !failed.is_empty() {
         println!("failed: {}", failed.join(", "));
-        std::process::exit(1);
     }
+    failed.is_empty()
+}
+
+/// Only the names of the cases are wanted.
+pub fn listing() -> bool {
+    std::env::args().any(|word| word == "--list")
 }
 
 /// A test that hangs must end, and say so.
