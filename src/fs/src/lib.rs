@@ -29,6 +29,8 @@ pub mod limits;
 pub mod refcount;
 pub mod slot_map;
 pub mod system;
+#[cfg(test)]
+mod testing;
 pub mod volume;
 pub mod xattr;
 

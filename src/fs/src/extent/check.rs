@@ -92,14 +92,16 @@ fn check_ranges(path: &Path, leaf_end: u64) -> Result<()> {
         return Ok(());
     };
     let mut left_edge = true;
-    let mut right_edge = true;
+    let right_edge = path
+        .interior()
+        .iter()
+        .all(|step| step.index + 1 == step.used());
     for (level, step) in path.interior().iter().enumerate() {
         let nr = step.block.nr();
         let rec = step
             .record(step.index)
             .expect("a path follows used records");
         left_edge &= step.index == 0;
-        right_edge &= step.index + 1 == step.used();
         let cpos = rec.e_cpos.get();
         let fail = |field, found, rule| Err(Root::corrupt(nr, field, found, rule));
         if left_edge && cpos != 0 {
