@@ -169,7 +169,7 @@ impl Inner {
     async fn tick(self: Rc<Self>) {
         loop {
             let now = self.host.now();
-            let due = self.running.borrow().since.unwrap_or(now) + self.commit_interval;
+            let due = self.running.borrow().since().unwrap_or(now) + self.commit_interval;
             let stopped = self.changed.until(|| (!self.is_writable()).then_some(()));
             let stopped = std::pin::pin!(stopped);
             let slept = self.host.sleep(due.saturating_sub(now));
@@ -178,17 +178,23 @@ impl Inner {
             }
             let (tid, since) = {
                 let running = self.running.borrow();
-                (running.tid, running.since)
+                (running.tid, running.since())
             };
             match since {
                 Some(since) if since + self.commit_interval <= self.host.now() => {
-                    self.request_commit(tid)
+                    self.request_commit(tid);
+                    let moved_on = || {
+                        let gone = self.running.borrow().blocks.is_empty();
+                        gone || self.committed.get() >= tid || !self.is_writable()
+                    };
+                    self.changed.until(|| moved_on().then_some(())).await;
                 }
                 Some(_) => {}
                 // Nobody has written anything for a while: a good time to tidy up.
                 None if self.committed.get() > self.checkpointed.get() => {
                     self.request_checkpoint(self.committed.get());
                 }
+                None if self.committing.get() => {}
                 None => break,
             }
         }

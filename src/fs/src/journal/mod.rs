@@ -175,6 +175,11 @@ impl Running {
             since: None,
         }
     }
+
+    /// When it got its first change, if it has any.
+    fn since(&self) -> Option<Duration> {
+        self.since.filter(|_| !self.blocks.is_empty())
+    }
 }
 
 impl Journal {

@@ -232,7 +232,7 @@ fn check(base: &Base, image: Image, seed: u64, steps: &[Step], least: usize) {
 }
 
 fn sweep(base: &Base, seed: u64, stride: usize) -> usize {
-    let (trace, steps, acknowledged) = play(base, seed, seed % 2 == 0);
+    let (trace, steps, acknowledged) = play(base, seed, seed.is_multiple_of(2));
     let mut rng = SimRng::new(seed);
     let points: Vec<usize> = trace.interesting_points().collect();
     let mut crashes = 0;
