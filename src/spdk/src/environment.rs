@@ -12,12 +12,34 @@ use crate::options::{Memory, Options, Reactors};
 /// What SPDK needs in any case: its request and buffer pools.
 const LEAST_MIB: u32 = 128;
 
-pub(crate) fn start(options: &Options) -> Result<(), StartError> {
-    let name = CString::new(options.name.as_str())
-        .map_err(|_| StartError::Options("a name with a null byte".to_owned()))?;
-    let map = CString::new(processor_map(&options.reactors)?)
-        .map_err(|_| StartError::Options("processors".to_owned()))?;
-    let memory = choose_memory(options.memory)?;
+/// What the environment is to be, found to be possible.
+pub(crate) struct Prepared {
+    name: CString,
+    processors: CString,
+    memory: Chosen,
+    pci: bool,
+}
+
+struct Chosen {
+    huge: bool,
+    mib: i32,
+}
+
+/// Looks at the options and at the machine; starts nothing.
+pub(crate) fn prepare(options: &Options) -> Result<Prepared, StartError> {
+    let text = |text: String| {
+        CString::new(text).map_err(|_| StartError::Options("a null byte in the name".to_owned()))
+    };
+    Ok(Prepared {
+        name: text(options.name.clone())?,
+        processors: text(processor_map(&options.reactors)?)?,
+        memory: choose_memory(options.memory)?,
+        pci: options.pci,
+    })
+}
+
+pub(crate) fn start(prepared: &Prepared) -> Result<(), StartError> {
+    let Prepared { memory, .. } = prepared;
     // `--in-memory`: pages come from anonymous files, so a killed process leaves none behind and no mount is needed.
     // The log level is DPDK's warning: its notices are about ports and drivers that we do not use.
     let arguments = if memory.huge {
@@ -26,15 +48,15 @@ pub(crate) fn start(options: &Options) -> Result<(), StartError> {
         c"--log-level=lib.eal:5"
     };
     let environment = sys::shim_env {
-        name: name.as_ptr(),
-        lcore_map: map.as_ptr(),
+        name: prepared.name.as_ptr(),
+        lcore_map: prepared.processors.as_ptr(),
         huge_dir: std::ptr::null(),
         dpdk_args: arguments.as_ptr(),
         memory_mib: memory.mib,
         no_huge: !memory.huge,
         // vfio-user controllers are given our memory as files: few large ones, not one a page.
         single_file_segments: memory.huge,
-        no_pci: !options.pci || !memory.huge,
+        no_pci: !prepared.pci || !memory.huge,
     };
     // SAFETY: the strings live during the call, which copies them.
     let rc = unsafe { sys::shim_env_init(&environment) };
@@ -45,11 +67,6 @@ pub(crate) fn start(options: &Options) -> Result<(), StartError> {
         errno: rc.abs(),
         log: log::kept_errors(),
     })
-}
-
-struct Chosen {
-    huge: bool,
-    mib: i32,
 }
 
 fn choose_memory(memory: Memory) -> Result<Chosen, StartError> {

@@ -56,15 +56,17 @@ pub(crate) fn main_thread(
     options: &Options,
     ready: impl FnOnce(Result<Vec<ReactorHandle>, StartError>),
 ) -> Result<(), StopError> {
-    log::keep_errors();
-    let (system, reactor) = match bring_up(options) {
+    let up = Calls::read(&options.config)
+        .map_err(StartError::from)
+        .and_then(|calls| Ok((calls, bring_up(options)?)));
+    let (calls, (system, reactor)) = match up {
         Ok(up) => up,
         Err(error) => {
             ready(Err(error));
             return Ok(());
         }
     };
-    match start_subsystems(options, &reactor) {
+    match start_subsystems(options, Rc::new(calls), &reactor) {
         Ok(()) => {
             drop(log::kept_errors());
             let handles = system.reactors.iter().map(|shared| ReactorHandle {
@@ -90,14 +92,17 @@ fn bring_up(options: &Options) -> Result<(Arc<System>, Rc<Reactor>), StartError>
     if count == 0 || count > 128 {
         return Err(StartError::Options(format!("{count} reactors")));
     }
+    let prepared = environment::prepare(options)?;
+    // What failed until here may be tried again, better; what fails from here on may not.
     if STARTED.swap(true, Ordering::SeqCst) {
         return Err(StartError::AlreadyStarted);
     }
     log::open(options.notices);
+    log::keep_errors();
     let reactors = (0..count)
         .map(|index| Shared::new(index).map(Arc::new))
         .collect::<Result<Vec<_>, _>>()?;
-    environment::start(options)?;
+    environment::start(&prepared)?;
     dma::open();
     let system = Arc::new(System {
         reactors,
@@ -223,7 +228,11 @@ fn run<T: 'static>(reactor: &Rc<Reactor>, future: impl Future<Output = T> + 'sta
     result
 }
 
-fn start_subsystems(options: &Options, reactor: &Rc<Reactor>) -> Result<(), Failed> {
+fn start_subsystems(
+    options: &Options,
+    calls: Rc<Calls>,
+    reactor: &Rc<Reactor>,
+) -> Result<(), Failed> {
     let before = |error: StartError| Failed {
         error,
         subsystems_up: false,
@@ -233,7 +242,6 @@ fn start_subsystems(options: &Options, reactor: &Rc<Reactor>) -> Result<(), Fail
         subsystems_up: true,
     };
     let ended = || StartError::Died("it was stopped".to_owned());
-    let calls = Rc::new(Calls::read(&options.config).map_err(|error| before(error.into()))?);
     set_pools().map_err(before)?;
     rpc::open().map_err(|error| before(error.into()))?;
     let early = {
