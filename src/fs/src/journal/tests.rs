@@ -2,5 +2,7 @@
 
 mod behaviour;
 mod crash;
+mod foreign;
 mod oracle;
+mod small;
 mod volume;
