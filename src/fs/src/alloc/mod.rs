@@ -40,15 +40,12 @@ use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::journal::Handle;
 
-/// Hints of the allocators; what counts is in their blocks.
+/// Hints of the allocators; what counts is in their blocks. Nothing here may point to what a handle
+/// made: it may have been rolled back since.
 #[derive(Default)]
 pub struct State {
-    /// The cluster group that was last taken from.
+    /// The cluster group that was last taken from. Those have fixed places.
     cluster_group: Cell<Option<BlockNr>>,
-    /// The group that our inode allocator last took from.
-    inode_group: Cell<Option<BlockNr>>,
-    /// The group that our extent allocator last took from.
-    metadata_group: Cell<Option<BlockNr>>,
     /// How large the next window is, once windows of the default size are not to be had.
     window_clusters: Cell<Option<u32>>,
     /// No windows until then: free space is too fragmented for them.

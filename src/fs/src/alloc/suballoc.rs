@@ -30,24 +30,12 @@ pub async fn claim_inode(
         }
         None => None,
     };
-    let near = near.or(core.alloc.inode_group.get());
-    let (place, group) = claim(core, h, SystemFile::InodeAlloc, near).await?;
-    if parent.is_none() {
-        core.alloc
-            .inode_group
-            .set(Some(group).filter(|_| place.slot == core.slot));
-    }
-    Ok(place)
+    claim(core, h, SystemFile::InodeAlloc, near).await
 }
 
 /// A block for anything else: extent block, xattr block, directory index, refcount block.
 pub async fn claim_metadata(core: &Core, h: &mut Handle<'_>) -> Result<Place> {
-    let near = core.alloc.metadata_group.get();
-    let (place, group) = claim(core, h, SystemFile::ExtentAlloc, near).await?;
-    core.alloc
-        .metadata_group
-        .set(Some(group).filter(|_| place.slot == core.slot));
-    Ok(place)
+    claim(core, h, SystemFile::ExtentAlloc, None).await
 }
 
 /// Gives a block back to the allocator it came from.
@@ -95,13 +83,13 @@ pub async fn release_place(
 }
 
 /// One block: from the hinted group, from any other of ours, from a new group, or, with no space for
-/// one, from another slot's groups. Returns its group's descriptor as well.
+/// one, from another slot's groups.
 async fn claim(
     core: &Core,
     h: &mut Handle<'_>,
     file: SystemFile,
     near: Option<BlockNr>,
-) -> Result<(Place, BlockNr)> {
+) -> Result<Place> {
     let own = Allocator::open(core, core.system.of(file, core.slot), false).await?;
     if let Some(place) = claim_from(core, h, &own, core.slot, near).await? {
         return Ok(place);
@@ -130,7 +118,7 @@ async fn claim_from(
     allocator: &Allocator,
     slot: SlotNr,
     near: Option<BlockNr>,
-) -> Result<Option<(Place, BlockNr)>> {
+) -> Result<Option<Place>> {
     if allocator.used() >= allocator.total() {
         return Ok(None);
     }
@@ -141,7 +129,7 @@ async fn claim_from(
     else {
         return Ok(None);
     };
-    Ok(Some((place_of(core, &taken, slot)?, taken.group.nr())))
+    place_of(core, &taken, slot).map(Some)
 }
 
 fn place_of(core: &Core, taken: &Taken, slot: SlotNr) -> Result<Place> {
