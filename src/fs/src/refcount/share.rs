@@ -19,6 +19,8 @@ use crate::inode::Inode;
 
 /// Blocks that one step may touch, refcounts aside.
 const STEP_BLOCKS: u32 = 64;
+/// Clusters shared by one handle: each may have a refcount record of its own.
+const CLUSTERS_AT_ONCE: u32 = 2048;
 /// Extents looked at in one go.
 const RUNS_AT_ONCE: usize = 64;
 
@@ -64,8 +66,8 @@ pub async fn reflink(core: &Core, source: &Inode, target: &Inode) -> Result<()> 
         let runs = extent::runs(core, &tree, from, RUNS_AT_ONCE).await?;
         let Some(last) = runs.last() else { break };
         let end = u64::from(last.cpos) + u64::from(last.clusters);
-        for run in &runs {
-            alloc::with_space(core, async || share_run(core, source, target, run).await).await?;
+        for run in runs.iter().flat_map(|run| pieces(core, run)) {
+            alloc::with_space(core, async || share_run(core, source, target, &run).await).await?;
         }
         let Ok(next) = u32::try_from(end) else { break };
         from = next;
@@ -150,7 +152,22 @@ async fn join(core: &Core, source: &Inode, target: &Inode) -> Result<()> {
     Ok(())
 }
 
-/// Shares one extent of the source. The refcounts, both files' extents: all in one handle.
+/// An extent in pieces that one handle can share, however fragmented their refcounts are.
+fn pieces(core: &Core, run: &Run) -> Vec<Run> {
+    let blocks = u64::from(core.geometry.blocks_per_cluster());
+    let piece = |at: u32| Run {
+        cpos: run.cpos + at,
+        clusters: CLUSTERS_AT_ONCE.min(run.clusters - at),
+        physical: BlockNr(run.physical.0 + u64::from(at) * blocks),
+        flags: run.flags,
+    };
+    (0..run.clusters)
+        .step_by(CLUSTERS_AT_ONCE as usize)
+        .map(piece)
+        .collect()
+}
+
+/// Shares a piece of an extent of the source. The refcounts, both files' extents: all in one handle.
 async fn share_run(core: &Core, source: &Inode, target: &Inode, run: &Run) -> Result<()> {
     let start = core
         .geometry

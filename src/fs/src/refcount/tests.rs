@@ -86,3 +86,5 @@ fn a_count_does_not_overflow() {
     }];
     assert!(apply(&full, 5, 6, Change::More, &mut Vec::new()).is_err());
 }
+
+mod model;

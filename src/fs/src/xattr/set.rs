@@ -129,7 +129,7 @@ pub(super) async fn set(
         blocks += index::blocks_to_put(core, block, &item).await?;
     }
 
-    let mut h = core.journal.begin(blocks).await?;
+    let mut h = core.journal.begin(bounded(core, blocks)).await?;
     present.free(core, &mut h, inode).await?;
     let (block, offset) = match inline {
         Some(plan) => {
@@ -160,7 +160,7 @@ pub(super) async fn remove(core: &Core, inode: &Inode, name: Name) -> Result<()>
     }
     let mut h = core
         .journal
-        .begin(BASE_BLOCKS + present.old_blocks())
+        .begin(bounded(core, BASE_BLOCKS + present.old_blocks()))
         .await?;
     present.free(core, &mut h, inode).await?;
     for found in present.inline.iter().chain(&present.external) {
@@ -168,6 +168,12 @@ pub(super) async fn remove(core: &Core, inode: &Inode, name: Name) -> Result<()>
     }
     finish(core, h, inode);
     Ok(())
+}
+
+/// The estimates are for the worst case, which with clusters of 1 MiB (256 buckets) may exceed what a small journal
+/// admits. Such a handle is started with the most there is: the log has room for several.
+fn bounded(core: &Core, blocks: u32) -> u32 {
+    blocks.min(core.journal.max_handle())
 }
 
 /// Every change is a change of the inode.

@@ -82,6 +82,7 @@ fn an_emptied_bucket_keeps_its_hash() {
 }
 
 mod kernel;
+mod model;
 
 /// What the oracle's manifests name values by.
 fn sha256(data: &[u8]) -> String {

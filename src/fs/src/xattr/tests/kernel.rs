@@ -6,16 +6,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::rc::Rc;
 
-use ondisk::{BlockNr, Probed, SlotNr};
-use runtime::sim::{DiskOptions, Image, SimDisk, Simulation};
+use ondisk::BlockNr;
+use runtime::sim::{DiskOptions, Image, SimDisk, SimRng, Simulation};
 
-use super::super::{get, list};
+use super::super::{XattrMode, get, list, remove, set};
+use super::model::{Model, change, compare, value};
 use super::sha256;
-use crate::cache::Cache;
-use crate::core::{Core, Late};
-use crate::system::System;
+use crate::testing;
 
 /// Path → name → (sha256 of the value, its size).
 type Manifest = BTreeMap<String, BTreeMap<Vec<u8>, (String, u64)>>;
@@ -63,57 +61,42 @@ pub(super) fn inodes(
     paths.map(|path| (path.clone(), number(&path))).collect()
 }
 
-/// A volume that is only read: no journal.
-pub(super) fn open(image: &Path, simulation: &Simulation) -> (Core, SimDisk) {
-    let bytes = Image::load(image).unwrap();
-    let mut start = vec![0; ondisk::PROBE_BYTES];
-    bytes.read(0, &mut start);
-    let Probed { geometry, .. } = ondisk::probe(&start).unwrap();
-    let geometry = Rc::new(geometry);
-    let disk = SimDisk::with(bytes, DiskOptions::default(), None);
-    let device = disk.device();
-    let mut next = 100;
-    let system = System::find(geometry.max_slots, |_| {
-        next += 1;
-        Some(BlockNr(next))
-    });
-    let core = Core {
-        cache: Rc::new(Cache::new(device.clone(), geometry.clone(), 8 << 20)),
-        device,
-        host: simulation.host(),
-        geometry,
-        journal: Late::default(),
-        slot: SlotNr(0),
-        system: system.unwrap(),
-        inodes: Default::default(),
-        alloc: Default::default(),
+/// The image and its manifest, if there are any.
+fn made_by_the_kernel() -> Option<(PathBuf, Manifest)> {
+    let Some(image) = std::env::var_os("OCELOT_KERNEL_IMAGE").map(PathBuf::from) else {
+        eprintln!("OCELOT_KERNEL_IMAGE is not set: nothing to read");
+        return None;
     };
-    (core, disk)
+    let files = manifest(&image.with_extension("man"));
+    assert!(files.len() > 5, "the manifest has no attributes");
+    Some((image, files))
+}
+
+fn disk(image: &Path, simulation: &Simulation) -> SimDisk {
+    let image = Image::load(image).unwrap();
+    SimDisk::with(image, DiskOptions::default(), Some(&simulation.world()))
 }
 
 #[test]
 fn every_attribute_of_a_kernel_made_volume_is_read() {
-    let Some(image) = std::env::var_os("OCELOT_KERNEL_IMAGE").map(PathBuf::from) else {
-        eprintln!("OCELOT_KERNEL_IMAGE is not set: nothing to read");
+    let Some((image, files)) = made_by_the_kernel() else {
         return;
     };
-    let files = manifest(&image.with_extension("man"));
-    assert!(files.len() > 5, "the manifest has no attributes");
     let numbers = inodes(&image, files.keys().cloned());
     let simulation = Simulation::new(1);
-    let (core, _disk) = open(&image, &simulation);
+    let disk = disk(&image, &simulation);
     let mut read = 0;
     simulation
         .block_on(async {
+            let core = testing::open(&simulation, &disk).await;
             for (path, attributes) in &files {
                 let inode = core.inodes.get(&core, numbers[path]).await.unwrap();
                 let mut names = list(&core, &inode).await.unwrap();
                 names.sort();
-                let expected: Vec<_> = attributes
+                let sizes = attributes
                     .iter()
-                    .map(|(name, (_, size))| (name.clone(), *size))
-                    .collect();
-                assert_eq!(names, expected, "{path}");
+                    .map(|(name, (_, size))| (name.clone(), *size));
+                assert_eq!(names, Vec::from_iter(sizes), "{path}");
                 for (name, (hash, size)) in attributes {
                     let value = get(&core, &inode, name).await.unwrap().unwrap();
                     assert_eq!(value.len() as u64, *size, "{path}: {}", name.escape_ascii());
@@ -125,4 +108,74 @@ fn every_attribute_of_a_kernel_made_volume_is_read() {
         })
         .unwrap();
     eprintln!("{read} attributes of {} files", files.len());
+}
+
+/// What the kernel wrote, inline, in blocks, in buckets, shared or not, is changed. With `OCELOT_CHANGED_IMAGE` the
+/// result is kept there, with a manifest of what the kernel has to find.
+#[test]
+fn attributes_of_a_kernel_made_volume_are_changed() {
+    let Some((image, files)) = made_by_the_kernel() else {
+        return;
+    };
+    // Linux has no `user.` attributes on symbolic links.
+    let paths = files.keys().filter(|path| *path != "xa/lnk").cloned();
+    let numbers = inodes(&image, paths.chain(["sizes/s0".into(), "sizes/s60".into()]));
+    let simulation = Simulation::new(2);
+    let disk = disk(&image, &simulation);
+    let mut rng = SimRng::new(2);
+    let mut models = BTreeMap::new();
+    simulation
+        .block_on(async {
+            let core = testing::open(&simulation, &disk).await;
+            for (path, nr) in &numbers {
+                let inode = core.inodes.get(&core, *nr).await.unwrap();
+                let mut model = Model::new();
+                for (name, _) in list(&core, &inode).await.unwrap() {
+                    let value = get(&core, &inode, &name).await.unwrap().unwrap();
+                    model.insert(name, value);
+                }
+                // Some of the kernel's own attributes, then ours.
+                for (name, _) in list(&core, &inode).await.unwrap() {
+                    match rng.below(4) {
+                        0 => {
+                            remove(&core, &inode, &name).await.unwrap();
+                            model.remove(&name);
+                        }
+                        1 => {
+                            let value = value(&mut rng, 7);
+                            set(&core, &inode, &name, &value, XattrMode::Replace)
+                                .await
+                                .unwrap();
+                            model.insert(name, value);
+                        }
+                        _ => {}
+                    }
+                }
+                for step in 0..400 {
+                    change(&core, &inode, &mut model, &mut rng, step, 200, 3).await;
+                }
+                models.insert(path.clone(), model);
+            }
+            for (path, nr) in &numbers {
+                compare(
+                    &core,
+                    &core.inodes.get(&core, *nr).await.unwrap(),
+                    &models[path],
+                )
+                .await;
+            }
+            testing::close(&core).await;
+        })
+        .unwrap();
+    if let Some(kept) = std::env::var_os("OCELOT_CHANGED_IMAGE").map(PathBuf::from) {
+        disk.image().save(&kept).unwrap();
+        let mut text = String::new();
+        for (path, model) in &models {
+            for (name, value) in model {
+                let name = String::from_utf8_lossy(name);
+                text += &format!("X\t{}\t{}\t{name}\t{path}\n", sha256(value), value.len());
+            }
+        }
+        std::fs::write(kept.with_extension("man"), text).unwrap();
+    }
 }
