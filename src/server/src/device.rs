@@ -70,7 +70,6 @@ pub enum ImageEngine {
 pub enum NvmeTransport {
     Pcie,
     Tcp,
-    Rdma,
     VfioUser,
 }
 
@@ -123,12 +122,12 @@ impl DeviceSource {
                 if address.is_empty() {
                     return field("address", "must be given".into());
                 }
-                let fabric = matches!(transport, NvmeTransport::Tcp | NvmeTransport::Rdma);
+                let fabric = *transport == NvmeTransport::Tcp;
                 if fabric && service.parse::<u16>().is_err() {
                     return field("service", format!("{service:?} is not a port number"));
                 }
                 if fabric && subsystem_nqn.is_empty() {
-                    return field("subsystem_nqn", "must be given for TCP and RDMA".into());
+                    return field("subsystem_nqn", "must be given for TCP".into());
                 }
                 if *namespace_id == 0 {
                     return field("namespace_id", "0 is no namespace".into());

@@ -209,7 +209,6 @@ fn source_of_message(source: Option<v1::DeviceSource>) -> Outcome<DeviceSource> 
             let transport = match nvme.transport() {
                 Transport::Pcie => NvmeTransport::Pcie,
                 Transport::Tcp => NvmeTransport::Tcp,
-                Transport::Rdma => NvmeTransport::Rdma,
                 Transport::VfioUser => NvmeTransport::VfioUser,
                 Transport::Unspecified => {
                     return Err(Failure::field("source.nvme.transport", "must be given"));
@@ -266,7 +265,6 @@ fn source_message(source: DeviceSource) -> v1::DeviceSource {
             let transport = match transport {
                 NvmeTransport::Pcie => Transport::Pcie,
                 NvmeTransport::Tcp => Transport::Tcp,
-                NvmeTransport::Rdma => Transport::Rdma,
                 NvmeTransport::VfioUser => Transport::VfioUser,
             };
             Source::Nvme(v1::NvmeNamespace {
