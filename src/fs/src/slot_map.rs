@@ -126,3 +126,75 @@ impl SlotMap {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::tests::volume::{self, Volume};
+    use runtime::sim::Simulation;
+
+    fn slots(volume: &Volume) -> Vec<String> {
+        let text = volume.debugfs("slotmap");
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()));
+        lines
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect()
+    }
+
+    #[test]
+    fn both_forms_are_read_and_written_as_debugfs_sees_them() {
+        for (form, extended) in [("extended-slotmap", true), ("noextended-slotmap", false)] {
+            let features = format!("--fs-features={form}");
+            let volume = Volume::make(
+                &["-b", "4096", "-C", "4096", "-J", "size=4M", &features],
+                "64M",
+            );
+            let system = System::find(2, |name| {
+                (!name.starts_with("aquota")).then(|| volume.system_block(name))
+            })
+            .unwrap();
+            let sim = Simulation::new(1);
+            let disk = volume::disk(volume.image(), &sim.world());
+            let setup = volume::setup(&disk, &sim.world());
+            let (cache, geometry) = (&*setup.cache, &*setup.geometry);
+            assert_eq!(
+                geometry.has(ondisk::feature::Incompat::EXTENDED_SLOT_MAP),
+                extended
+            );
+            sim.block_on(async {
+                let mut map = SlotMap::read(cache, geometry, &system).await.unwrap();
+                assert_eq!(map.taken(geometry).unwrap(), []);
+                let choose = |map: &SlotMap, node, preferred| {
+                    map.choose(geometry, NodeNr(node), preferred)
+                        .map_err(|error| error.errno())
+                };
+                assert_eq!(choose(&map, 0, None), Ok(SlotNr(0)));
+                assert_eq!(choose(&map, 0, Some(SlotNr(1))), Ok(SlotNr(1)));
+                assert_eq!(choose(&map, 0, Some(SlotNr(7))), Ok(SlotNr(0)));
+                map.change(geometry, SlotNr(0), Some(NodeNr(5))).unwrap();
+                assert_eq!(choose(&map, 0, Some(SlotNr(0))), Ok(SlotNr(1)));
+                assert_eq!(
+                    choose(&map, 5, Some(SlotNr(1))),
+                    Ok(SlotNr(0)),
+                    "it has one"
+                );
+                map.change(geometry, SlotNr(1), Some(NodeNr(0))).unwrap();
+                assert_eq!(choose(&map, 9, None), Err(crate::Errno::EBUSY));
+                map.write(&*setup.device, geometry).await.unwrap();
+                let again = SlotMap::read(cache, geometry, &system).await.unwrap();
+                let taken = [(SlotNr(0), NodeNr(5)), (SlotNr(1), NodeNr(0))];
+                assert_eq!(again.taken(geometry).unwrap(), taken);
+            })
+            .unwrap();
+            volume.save(&disk.crash_image(&runtime::sim::Choice::default()));
+            assert_eq!(
+                slots(&volume),
+                ["0 5", "1 0"],
+                "durable, and as debugfs.ocfs2 reads it"
+            );
+        }
+    }
+}

@@ -29,7 +29,7 @@ mod owner;
 mod pins;
 mod replay;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod wait;
 mod write;
 

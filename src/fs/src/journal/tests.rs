@@ -5,4 +5,4 @@ mod crash;
 mod foreign;
 mod oracle;
 mod small;
-mod volume;
+pub(crate) mod volume;
