@@ -166,6 +166,7 @@ fn those_who_wait_together_share_a_commit() {
     assert!(flushes <= 10, "{flushes} flushes for 32 waiters");
 }
 
+/// Regression 31: a cluster that is free only in the uncommitted bitmap has no new owner.
 #[test]
 fn freed_clusters_stay_pinned() {
     let b = bench();

@@ -197,7 +197,7 @@ fn play(
 fn check(base: &Base, image: Image, seed: u64, steps: &[Step], least: usize) {
     let mut rng = SimRng::new(seed);
     let mut image = image;
-    // Crash inside the replay a few times.
+    // Regression 29: crashes inside the replay, before and after its flushes.
     for _ in 0..rng.below(3) {
         let sim = Simulation::new(rng.below(1 << 40));
         let world = sim.world();

@@ -5,7 +5,7 @@ use runtime::sim::Simulation;
 
 use super::volume::{Volume, disk, open};
 use crate::cache::Cache;
-use crate::journal::{Journal, Tid};
+use crate::journal::{Journal, Tid, recover_slot};
 
 /// Sets an inode's modification time in a handle of its own.
 async fn touch(cache: &Cache, journal: &Journal, inode: BlockNr, seconds: u64) -> Tid {
@@ -91,6 +91,40 @@ fn fsck_replays_what_we_have_committed() {
     );
     let (text, status) = volume.fsck("-fn");
     assert_eq!(status, 0, "{text}");
+}
+
+/// Regression 30: whoever comes second to a dead node's slot sees that it was recovered.
+#[test]
+fn a_dead_slot_is_recovered_once() {
+    let volume = Volume::usual();
+    let (ours, dead) = (
+        volume.system_block("journal:0000"),
+        volume.system_block("journal:0001"),
+    );
+    let root = super::volume::geometry(&volume.image()).root_dir;
+    crashed(&volume, dead, async |cache, journal| {
+        touch(cache, journal, root, 2_000_000).await;
+    });
+    let sim = Simulation::new(3);
+    let disk = disk(volume.image(), &sim.world());
+    sim.block_on(async {
+        let (setup, journal, recovery) = open(&disk, &sim.world(), ours).await;
+        assert!(!recovery.dirty);
+        let recovery = recover_slot(&setup, dead).await.unwrap().unwrap();
+        assert_eq!(
+            (recovery.transactions, recovery.blocks, recovery.generation),
+            (1, 1, 1)
+        );
+        assert_eq!(recover_slot(&setup, dead).await.unwrap(), None);
+        let block = setup.cache.read(root, Kind::Dinode).await.unwrap();
+        assert_eq!(Dinode::of(&block.data()).i_mtime.get(), 2_000_000);
+        journal.close().await.unwrap();
+    })
+    .unwrap();
+    volume.save(&disk.image());
+    let (text, status) = volume.fsck("-fn");
+    assert_eq!(status, 0, "{text}");
+    assert!(!text.contains("journal"), "both are clean: {text}");
 }
 
 /// A volume that was pulled away from the kernel: `OCELOT_DIRTY_IMAGE` names it (made by the VM
