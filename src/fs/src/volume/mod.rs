@@ -1,1 +1,194 @@
-//! The public door.
+//! A mounted volume: the one public door of this crate. Front ends call it and nothing else.
+//!
+//! Every operation passes the gate (unmount waits for those inside), names what it needs in owned
+//! values, and answers with a typed error. An operation that meets corruption stops all writing:
+//! the volume turns read-only, keeps the first cause, and goes on serving reads.
+
+mod attr;
+mod check;
+mod lookup;
+mod mount;
+mod names;
+mod open;
+mod read;
+mod remove;
+mod rename;
+mod truncate;
+mod types;
+mod write;
+mod xattrs;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use async_lock::{Mutex, RwLock, RwLockReadGuard};
+use ondisk::BlockNr;
+use ondisk::feature::InodeFlags;
+
+use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::inode::InodeRef;
+
+pub use open::FileHandle;
+pub use types::{
+    Attr, DirEntry, FileKind, IfExists, Ino, MountOptions, NewInode, OpenFlags, RenameMode,
+    SetAttr, SetTime, StatFs, VolumeInfo, Written,
+};
+
+/// A mounted volume. Clones are the same volume; it lives on the thread that mounted it.
+#[derive(Clone)]
+pub struct Volume(Rc<Inner>);
+
+pub(crate) struct Inner {
+    core: Core,
+    /// Held shared by every operation, exclusively by unmount.
+    gate: RwLock<()>,
+    mounted: Cell<bool>,
+    /// Renames across directories, one at a time: nobody else moves an ancestor meanwhile.
+    rename: Mutex<()>,
+    /// Why nothing is written, if nothing is.
+    read_only: RefCell<Option<String>>,
+    recovered: bool,
+    /// Open handles on the whole volume.
+    opens: Cell<usize>,
+}
+
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Volume({})", self.0.core.device.info().name)
+    }
+}
+
+impl Volume {
+    pub(crate) fn core(&self) -> &Core {
+        &self.0.core
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> Ino {
+        self.core().geometry.root_dir.into()
+    }
+
+    /// Open handles now.
+    pub fn open_count(&self) -> usize {
+        self.0.opens.get()
+    }
+
+    /// Why writes are refused, if they are.
+    pub fn read_only(&self) -> Option<String> {
+        if let Some(cause) = self.0.read_only.borrow().as_ref() {
+            return Some(cause.clone());
+        }
+        if !self.core().journal.is_set() {
+            return None;
+        }
+        self.core().journal.aborted()
+    }
+
+    /// Enters the gate; unmount waits until the guard is dropped.
+    async fn enter(&self) -> Result<RwLockReadGuard<'_, ()>> {
+        let guard = self.0.gate.read().await;
+        if self.0.mounted.get() {
+            Ok(guard)
+        } else {
+            Err(Error::Busy("the volume is unmounted".into()))
+        }
+    }
+
+    /// As [`Volume::enter`], for operations that write.
+    async fn enter_writing(&self) -> Result<RwLockReadGuard<'_, ()>> {
+        let guard = self.enter().await?;
+        match self.read_only() {
+            None => Ok(guard),
+            Some(cause) => Err(Error::ReadOnly(cause)),
+        }
+    }
+
+    /// Passes a result on; corruption in it stops all writing.
+    fn watch<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(error @ Error::Corrupt(_)) = &result {
+            self.stop_writing(error);
+        }
+        result
+    }
+
+    /// The volume turns read-only. The first cause is kept.
+    pub(crate) fn stop_writing(&self, cause: &Error) {
+        let mut read_only = self.0.read_only.borrow_mut();
+        if read_only.is_none() {
+            tracing::error!(volume = ?self, %cause, "the volume is read-only from now on");
+            if self.core().journal.is_set() {
+                self.core().journal.abort(&cause.to_string());
+            }
+            *read_only = Some(cause.to_string());
+        }
+    }
+
+    /// An inode that a directory entry named.
+    async fn inode(&self, nr: BlockNr) -> Result<InodeRef> {
+        let inode = self.core().inodes.get(self.core(), nr).await?;
+        if !flags(&inode).contains(InodeFlags::VALID) {
+            return Err(Error::Stale(nr));
+        }
+        Ok(inode)
+    }
+
+    /// An inode whose number came from a client: anything may be in that block.
+    async fn client_inode(&self, ino: Ino) -> Result<InodeRef> {
+        let core = self.core();
+        let nr = BlockNr::from(ino);
+        let inode = match core.inodes.peek(nr) {
+            Some(inode) => inode,
+            None if ino == self.root() => core.inodes.get(core, nr).await?,
+            None => {
+                check::is_inode(core, nr).await?;
+                core.inodes.get(core, nr).await?
+            }
+        };
+        let flags = flags(&inode);
+        if !flags.contains(InodeFlags::VALID)
+            || (flags.contains(InodeFlags::SYSTEM) && ino != self.root())
+        {
+            return Err(Error::Stale(nr));
+        }
+        Ok(inode)
+    }
+
+    /// As [`Volume::client_inode`], and it is a directory.
+    async fn client_dir(&self, ino: Ino) -> Result<InodeRef> {
+        let inode = self.client_inode(ino).await?;
+        require_dir(&inode)?;
+        Ok(inode)
+    }
+}
+
+fn flags(inode: &InodeRef) -> InodeFlags {
+    inode.dinode().flags()
+}
+
+fn kind_of(inode: &InodeRef) -> FileKind {
+    inode
+        .dinode()
+        .file_type()
+        .expect("a dinode's type was checked when it was read")
+}
+
+fn require_dir(inode: &InodeRef) -> Result<()> {
+    if kind_of(inode) == FileKind::Directory {
+        Ok(())
+    } else {
+        Err(Error::NotDirectory(inode.nr()))
+    }
+}
+
+/// A directory that can still get entries: not one that was removed while somebody had it open.
+fn require_live_dir(dir: &InodeRef) -> Result<()> {
+    require_dir(dir)?;
+    if flags(dir).contains(InodeFlags::ORPHANED) || !flags(dir).contains(InodeFlags::VALID) {
+        return Err(Error::NotFound(format!(
+            "directory inode {} was removed",
+            dir.nr()
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! Open files. A handle keeps its inode alive: unlinked meanwhile, it is deleted when the last
+//! handle closes.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use super::{Attr, FileKind, Ino, OpenFlags, Volume, kind_of};
+use crate::error::{Error, Result};
+use crate::inode::InodeRef;
+
+/// An open file of a volume. Clones are the same handle. Close it with [`Volume::close`]; one that
+/// is only dropped gives its inode up all the same, but a deletion that waits for it then waits for
+/// the next mount.
+#[derive(Clone)]
+pub struct FileHandle(Rc<Open>);
+
+struct Open {
+    inode: InodeRef,
+    flags: OpenFlags,
+    volume: Volume,
+    closed: Cell<bool>,
+}
+
+impl std::fmt::Debug for FileHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "FileHandle(inode {}, {:?})",
+            self.0.inode.nr(),
+            self.0.flags
+        )
+    }
+}
+
+impl FileHandle {
+    pub fn ino(&self) -> Ino {
+        self.0.inode.nr().into()
+    }
+
+    pub fn flags(&self) -> OpenFlags {
+        self.0.flags
+    }
+
+    pub(super) fn inode(&self) -> &InodeRef {
+        &self.0.inode
+    }
+}
+
+impl Open {
+    fn release(&self) -> bool {
+        if self.closed.replace(true) {
+            return false;
+        }
+        self.inode.opens.set(self.inode.opens.get() - 1);
+        self.volume.0.opens.set(self.volume.0.opens.get() - 1);
+        true
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+impl Volume {
+    /// Opens a regular file (a directory only for reading, to fsync it).
+    pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<FileHandle> {
+        let _gate = if flags.write || flags.truncate {
+            self.enter_writing().await?
+        } else {
+            self.enter().await?
+        };
+        let result = async {
+            let inode = self.client_inode(ino).await?;
+            match kind_of(&inode) {
+                FileKind::Regular => {}
+                FileKind::Directory if !flags.write && !flags.truncate => {}
+                FileKind::Directory => return Err(Error::IsDirectory(inode.nr())),
+                FileKind::Symlink => return Err(Error::SymlinkLoop),
+                kind => return Err(Error::NotSupported(format!("opening a {kind:?}"))),
+            }
+            if !flags.read && !flags.write {
+                return Err(Error::Invalid(
+                    "open for neither reading nor writing".into(),
+                ));
+            }
+            if flags.truncate && !flags.write {
+                return Err(Error::Invalid("truncate needs an open for writing".into()));
+            }
+            if flags.truncate {
+                let _exclusive = inode.exclusive().await?;
+                self.truncate_locked(&inode, 0).await?;
+                inode.opens.set(inode.opens.get() + 1);
+            } else {
+                let _shared = inode.shared().await?;
+                inode.opens.set(inode.opens.get() + 1);
+            }
+            self.0.opens.set(self.0.opens.get() + 1);
+            Ok(FileHandle(Rc::new(Open {
+                inode,
+                flags,
+                volume: self.clone(),
+                closed: Cell::new(false),
+            })))
+        }
+        .await;
+        self.watch(result)
+    }
+
+    /// Closes a handle. The last close of an unlinked file deletes it.
+    pub async fn close(&self, file: FileHandle) -> Result<()> {
+        let _gate = self.enter().await?;
+        if !file.0.release() || self.read_only().is_some() {
+            return Ok(());
+        }
+        let result = self.delete_if_unused(&file.0.inode).await;
+        self.watch(result)
+    }
+
+    /// The attributes of an open file, named or not.
+    pub async fn fstat(&self, file: &FileHandle) -> Result<Attr> {
+        let _gate = self.enter().await?;
+        Ok(self.attr_of(file.inode()))
+    }
+
+    /// Everything written through any handle of this file is durable afterwards: its data, its
+    /// size, and with `datasync` unset its attributes.
+    pub async fn fsync(&self, file: &FileHandle, datasync: bool) -> Result<()> {
+        let _gate = self.enter().await?;
+        self.fsync_inode(file.inode(), datasync).await
+    }
+
+    /// As [`Volume::fsync`] by number: for directories, after names were made in them.
+    pub async fn fsync_ino(&self, ino: Ino, datasync: bool) -> Result<()> {
+        let _gate = self.enter().await?;
+        let inode = self.client_inode(ino).await?;
+        self.fsync_inode(&inode, datasync).await
+    }
+
+    pub(super) async fn fsync_inode(&self, inode: &InodeRef, _datasync: bool) -> Result<()> {
+        let core = self.core();
+        // Cleared before the flush: a write that ends during it sets it again.
+        let unflushed = inode.unflushed.replace(false);
+        if let Some(tid) = inode.last_tid.get()
+            && tid > core.journal.committed_tid()
+        {
+            // A commit flushes the device before its commit block, so the data is safe as well.
+            let result = core.journal.wait_committed(tid).await;
+            if result.is_err() {
+                inode.unflushed.set(unflushed);
+            }
+            return result;
+        }
+        if unflushed && let Err(error) = runtime::BlockDeviceExt::flush(&*core.device).await {
+            inode.unflushed.set(true);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Everything done so far on this volume is durable afterwards.
+    pub async fn sync(&self) -> Result<()> {
+        let _gate = self.enter().await?;
+        self.core().journal.force_commit().await?;
+        runtime::BlockDeviceExt::flush(&*self.core().device).await?;
+        Ok(())
+    }
+}

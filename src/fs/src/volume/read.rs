@@ -1,0 +1,179 @@
+//! Reading file data: inline, extents, holes and unwritten extents (zeroes), shared extents (as
+//! any).
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
+use ondisk::BlockNr;
+use ondisk::feature::{DynFeatures, ExtentFlags};
+use runtime::{BlockDeviceExt, Buffer};
+
+use super::{FileHandle, FileKind, Ino, Volume, kind_of};
+use crate::error::{Error, Result};
+use crate::extent;
+use crate::inode::InodeRef;
+use crate::limits;
+
+/// A buffer whose window becomes shared bytes without a copy.
+struct Owned(Buffer);
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A piece of a file: so many bytes from one place on the device, or zeroes.
+struct Piece {
+    from: Option<BlockNr>,
+    blocks: u64,
+}
+
+impl Volume {
+    /// Up to `len` bytes from `offset`; fewer only at the end of the file, or when `len` is more
+    /// than [`limits::READ_MAX`].
+    pub async fn read(&self, file: &FileHandle, offset: u64, len: u64) -> Result<Bytes> {
+        if !file.flags().read {
+            return Err(Error::Invalid("the handle is not open for reading".into()));
+        }
+        let _gate = self.enter().await?;
+        let result = async {
+            if kind_of(file.inode()) != FileKind::Regular {
+                return Err(Error::IsDirectory(file.inode().nr()));
+            }
+            let _shared = file.inode().shared().await?;
+            self.read_range(file.inode(), offset, len).await
+        }
+        .await;
+        self.watch(result)
+    }
+
+    /// As [`Volume::read`], by number, without a handle.
+    pub async fn read_ino(&self, ino: Ino, offset: u64, len: u64) -> Result<Bytes> {
+        let file = self
+            .open(
+                ino,
+                super::OpenFlags {
+                    read: true,
+                    ..Default::default()
+                },
+            )
+            .await?;
+        let result = self.read(&file, offset, len).await;
+        self.close(file).await?;
+        result
+    }
+
+    /// The caller holds the inode at least shared.
+    pub(super) async fn read_range(
+        &self,
+        inode: &InodeRef,
+        offset: u64,
+        len: u64,
+    ) -> Result<Bytes> {
+        let size = inode.dinode().i_size.get();
+        if offset >= size {
+            return Ok(Bytes::new());
+        }
+        let len = len.min(size - offset).min(limits::READ_MAX);
+        if inode
+            .dinode()
+            .dyn_features()
+            .contains(DynFeatures::INLINE_DATA)
+        {
+            let block = inode.block().data();
+            let data = ondisk::inline_data(&block);
+            let start = (offset as usize).min(data.len());
+            let end = ((offset + len) as usize).min(data.len());
+            return Ok(Bytes::copy_from_slice(&data[start..end]));
+        }
+        let block_size = self.core().block_size() as u64;
+        let first = offset / block_size;
+        let last = (offset + len).div_ceil(block_size);
+        let pieces = self.pieces(inode, first, last - first).await?;
+        let skip = (offset - first * block_size) as usize;
+        let whole = self.read_pieces(&pieces).await?;
+        Ok(whole.slice(skip..skip + len as usize))
+    }
+
+    /// Where `blocks` blocks of a file from block `first` on lie.
+    async fn pieces(&self, inode: &InodeRef, first: u64, blocks: u64) -> Result<Vec<Piece>> {
+        let core = self.core();
+        let per_cluster = u64::from(core.geometry.blocks_per_cluster());
+        let root = extent::Root::dinode(inode.block());
+        let mut pieces = Vec::new();
+        let (mut at, end) = (first, first + blocks);
+        while at < end {
+            let cpos = u32::try_from(at / per_cluster).map_err(|_| {
+                Error::TooBig(format!("block {at} of a file is past 2^32 clusters"))
+            })?;
+            let run = extent::lookup(core, &root, cpos).await?;
+            let into = at - u64::from(run.cpos) * per_cluster;
+            let run_blocks = u64::from(run.clusters) * per_cluster;
+            let count = (run_blocks - into).min(end - at);
+            let from = match run.physical {
+                Some(start) if !run.flags.contains(ExtentFlags::UNWRITTEN) => {
+                    Some(BlockNr(start.0 + into))
+                }
+                _ => None,
+            };
+            pieces.push(Piece {
+                from,
+                blocks: count,
+            });
+            at += count;
+        }
+        Ok(pieces)
+    }
+
+    /// All pieces, in order, as one run of bytes: read together; without a copy if there is one.
+    async fn read_pieces(&self, pieces: &[Piece]) -> Result<Bytes> {
+        let core = self.core();
+        let block_size = core.block_size() as u64;
+        let reads = pieces.iter().map(|piece| async move {
+            let len = (piece.blocks * block_size) as usize;
+            let Some(from) = piece.from else {
+                return Ok(None);
+            };
+            let buffer = core.device.allocate(len);
+            let (buffer, result) = core.device.read(from.0 * block_size, buffer).await;
+            result.map(|()| Some(buffer))
+        });
+        let mut results = join_all(reads).await;
+        if pieces.len() == 1
+            && let Some(Ok(Some(buffer))) = results.pop_if(|r| matches!(r, Ok(Some(_))))
+        {
+            return Ok(Bytes::from_owner(Owned(buffer)));
+        }
+        let total: u64 = pieces.iter().map(|piece| piece.blocks * block_size).sum();
+        let mut whole = BytesMut::with_capacity(total as usize);
+        for (piece, result) in pieces.iter().zip(results) {
+            match result? {
+                Some(buffer) => whole.extend_from_slice(&buffer),
+                None => whole.resize(whole.len() + (piece.blocks * block_size) as usize, 0),
+            }
+        }
+        Ok(whole.freeze())
+    }
+
+    /// Writes whole blocks straight to their place.
+    pub(super) async fn write_blocks(&self, first: BlockNr, bytes: &[u8]) -> Result<()> {
+        let core = self.core();
+        let mut buffer = core.device.allocate(bytes.len());
+        buffer.copy_from_slice(bytes);
+        let (_, result) = core
+            .device
+            .write(first.0 * core.block_size() as u64, buffer)
+            .await;
+        Ok(result?)
+    }
+
+    /// Reads whole blocks from their place.
+    pub(super) async fn read_blocks(&self, first: BlockNr, blocks: u64) -> Result<Buffer> {
+        let core = self.core();
+        let block_size = core.block_size() as u64;
+        let buffer = core.device.allocate((blocks * block_size) as usize);
+        let (buffer, result) = core.device.read(first.0 * block_size, buffer).await;
+        result?;
+        Ok(buffer)
+    }
+}
