@@ -1,0 +1,41 @@
+# Ocelot. `make demo` shows the main job, `make test` passes the tests; both install what they need.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+SPDK_PREFIX ?= /opt/spdk
+export SPDK_PREFIX
+PROFILE ?= release
+PROFILE_DIR := $(if $(filter release,$(PROFILE)),release,debug)
+BIN := target/$(PROFILE_DIR)
+
+.PHONY: help deps build demo serve test lint check-format unit e2e docs clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install what is missing: Debian packages, SPDK (once, into $(SPDK_PREFIX))
+	@tests/setup
+
+build: deps ## build ocelotd and ocelot (PROFILE=release)
+	cargo build --locked $(if $(filter release,$(PROFILE)),--release) -p server -p cli
+
+demo: build ## format a volume, copy trees in and out, kill the daemon, recover, check
+	@tests/demo $(BIN)
+
+serve: build ## leave an ocelotd running on the demo volume
+	@tests/serve $(BIN)
+
+test: deps lint unit ## what CI runs: format, clippy, all tests
+
+lint: deps ## rustfmt and clippy, warnings denied
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+unit: deps
+	@tests/run
+
+docs: ## API documentation
+	cargo doc --locked --workspace --no-deps
+
+clean: ## remove what was built here (SPDK stays)
+	cargo clean
+	rm -rf demo
