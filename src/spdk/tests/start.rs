@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use common::{on, wait};
 use runtime::{BlockDevice, BlockDeviceExt};
-use spdk::{Access, Bdev, Config, ConfigError, Memory, Options, Polling, Spdk, StartError};
+use spdk::{
+    Access, Bdev, Config, ConfigError, Memory, Options, Polling, Reactors, Spdk, StartError,
+};
 
 /// In a child: the scenario it plays.
 const SCENARIO: &str = "OCELOT_TEST_SCENARIO";
@@ -29,6 +31,8 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("buffers_may_outlive_spdk", outliving),
     ("calls_to_a_stopped_reactor_fail", stopped),
     ("busy_polling", busy),
+    ("a_pinned_reactor_stays_where_it_is", pinned),
+    ("signals_are_left_alone", signals),
     ("rpc_py_can_ask", rpc_socket),
     ("flush_on_nvme_is_on", flush_is_on),
 ];
@@ -39,9 +43,10 @@ fn main() {
             .iter()
             .find(|(name, _)| *name == scenario)
             .expect("a scenario of ours");
+        // Not `exit`: it would take down SPDK's code under the reactors that run it.
         std::panic::set_hook(Box::new(|info| {
             eprintln!("{info}");
-            std::process::exit(1);
+            std::process::abort();
         }));
         return play();
     }
@@ -260,6 +265,57 @@ fn busy() {
     let counters = spdk.reactor(0).counters();
     assert_eq!(counters.sleeps, 0);
     assert!(counters.polls > 10_000, "{counters:?}");
+}
+
+fn pinned() {
+    let allowed = status_line("Cpus_allowed_list:");
+    let processor: u32 = allowed
+        .split(['-', ','])
+        .next_back()
+        .and_then(|last| last.parse().ok())
+        .expect("processors");
+    let spdk = Spdk::start(Options {
+        reactors: Reactors::Pinned(vec![processor]),
+        ..options(json(MALLOC))
+    })
+    .expect("it starts");
+    let there = on(spdk.reactor(0), || async {
+        let task = std::fs::read_to_string("/proc/thread-self/status").expect("procfs");
+        line(&task, "Cpus_allowed_list:")
+    });
+    assert_eq!(there, processor.to_string());
+    assert_eq!(
+        status_line("Cpus_allowed_list:"),
+        allowed,
+        "other threads move freely"
+    );
+}
+
+fn status_line(name: &str) -> String {
+    let status = std::fs::read_to_string("/proc/thread-self/status").expect("procfs");
+    line(&status, name)
+}
+
+fn line(status: &str, name: &str) -> String {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.expect("it is there").trim().to_owned()
+}
+
+/// Which signals have handlers is the program's business. (SIGBUS has one: a controller that is pulled out while its
+/// registers are read.)
+fn signals() {
+    // Those a program can name: the two after them are the C library's own.
+    let named = (1u64 << 31) - 1;
+    let sigbus = 1 << (7 - 1);
+    let caught = || {
+        let mask = u64::from_str_radix(&status_line("SigCgt:"), 16).expect("a mask");
+        mask & named & !sigbus
+    };
+    let before = caught();
+    let spdk = Spdk::start(options(json(MALLOC))).expect("it starts");
+    assert_eq!(caught(), before);
+    spdk.stop_and_wait().expect("it stops");
+    assert_eq!(caught(), before);
 }
 
 fn rpc_socket() {
