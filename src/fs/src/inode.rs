@@ -12,6 +12,7 @@ use crate::cache::BlockRef;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::journal::Tid;
+use crate::range_lock::RangeLocks;
 
 /// An inode that somebody uses.
 pub struct Inode {
@@ -19,6 +20,8 @@ pub struct Inode {
     block: BlockRef,
     /// Shared to read the file or the directory, exclusive to change it.
     pub lock: RwLock<()>,
+    /// Writes that run at the same time, under the shared lock.
+    pub ranges: RangeLocks,
     /// Open handles. Unlinked with this above zero, it waits in the orphan directory.
     pub opens: Cell<u32>,
     /// The last transaction that changed anything fsync has to wait for.
@@ -100,6 +103,7 @@ impl Inodes {
             nr,
             block,
             lock: RwLock::new(()),
+            ranges: RangeLocks::default(),
             opens: Cell::new(0),
             last_tid: Cell::new(None),
             unflushed: Cell::new(false),

@@ -26,6 +26,7 @@ mod file_map;
 pub mod inode;
 pub mod journal;
 pub mod limits;
+mod range_lock;
 pub mod refcount;
 pub mod slot_map;
 pub mod system;

@@ -34,6 +34,7 @@ pub use types::{
     Attr, DirEntry, FileKind, IfExists, Ino, MountOptions, NewInode, OpenFlags, RenameMode,
     SetAttr, SetTime, StatFs, VolumeInfo, Written,
 };
+pub use write::{Attempted, Path};
 
 /// A mounted volume. Clones are the same volume; it lives on the thread that mounted it.
 #[derive(Clone)]

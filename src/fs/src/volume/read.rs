@@ -47,6 +47,67 @@ impl Volume {
         self.watch(result)
     }
 
+    /// As [`Volume::read`], into memory of the device, which comes back with how many bytes of it
+    /// were read: whole blocks of one extent come without a copy.
+    pub async fn read_buffer(
+        &self,
+        file: &FileHandle,
+        offset: u64,
+        buffer: Buffer,
+    ) -> (Buffer, Result<u64>) {
+        let place = async {
+            let gate = self.enter().await?;
+            if !file.flags().read {
+                return Err(Error::Invalid("the handle is not open for reading".into()));
+            }
+            let shared = file.inode().shared().await?;
+            let place = self
+                .direct_place(file.inode(), offset, buffer.len() as u64)
+                .await?;
+            Ok((place, shared, gate))
+        };
+        let place = place.await;
+        match self.watch(place) {
+            Ok((Some(at), _shared, _gate)) => {
+                let len = buffer.len() as u64;
+                let (buffer, result) = self.core().device.read(at, buffer).await;
+                (buffer, result.map(|()| len).map_err(Error::from))
+            }
+            Ok((None, _shared, _gate)) => {
+                let mut buffer = buffer;
+                let result = self
+                    .read_range(file.inode(), offset, buffer.len() as u64)
+                    .await;
+                let result = self.watch(result).map(|bytes| {
+                    buffer[..bytes.len()].copy_from_slice(&bytes);
+                    bytes.len() as u64
+                });
+                (buffer, result)
+            }
+            Err(error) => (buffer, Err(error)),
+        }
+    }
+
+    /// Where a range lies on the device, in bytes, if it is whole blocks of one written extent
+    /// inside the file.
+    async fn direct_place(&self, inode: &InodeRef, offset: u64, len: u64) -> Result<Option<u64>> {
+        let block = self.core().block_size() as u64;
+        {
+            let d = inode.dinode();
+            let inside = offset
+                .checked_add(len)
+                .is_some_and(|end| end <= d.i_size.get());
+            let aligned = offset.is_multiple_of(block) && len.is_multiple_of(block) && len > 0;
+            if !inside || !aligned || d.dyn_features().contains(DynFeatures::INLINE_DATA) {
+                return Ok(None);
+            }
+        }
+        Ok(self
+            .one_run(inode, offset, len, true)
+            .await?
+            .map(|first| first.0 * block))
+    }
+
     /// As [`Volume::read`], by number, without a handle.
     pub async fn read_ino(&self, ino: Ino, offset: u64, len: u64) -> Result<Bytes> {
         let file = self

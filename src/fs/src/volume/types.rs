@@ -124,6 +124,8 @@ pub struct Written {
     /// Where the first byte went (the end of the file at that moment, for append).
     pub position: u64,
     pub error: Option<crate::Error>,
+    /// What it took, for those who asked.
+    pub attempts: Vec<super::Attempted>,
 }
 
 /// Space and inodes of a volume.

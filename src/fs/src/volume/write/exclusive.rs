@@ -1,25 +1,22 @@
-//! Writing file data.
+//! Attempts that change the file's shape: they hold the inode exclusively.
 //!
 //! ```text
 //!  range          what happens                                          when it shows
 //!  inline         copied into the dinode                                with the handle's commit
-//!  written        straight to its place; ragged edges read and merged   at once
 //!  unwritten      to its place, rest of the clusters zeroed, then the   with the commit that
 //!                 flag is cleared                                       clears the flag
 //!  hole           clusters claimed, written, rest zeroed, inserted      with the commit of the
 //!                                                                       extent
 //!  shared         copied first (refcount::cow), then as written
+//!  written        straight to its place; ragged edges read and merged   at once
 //! ```
 //! If we crash in between, the range reads as it did before: never as what the clusters held.
 
-use bytes::Bytes;
 use ondisk::feature::{DynFeatures, ExtentFlags, Incompat};
 use ondisk::{BlockNr, ClusterNr, Dinode, RootKind};
 use runtime::BlockDeviceExt;
 
-use super::attr::without_set_id;
-use super::names::touch;
-use super::{FileHandle, FileKind, Volume, Written, kind_of};
+use super::iocb::{Iocb, Path};
 use crate::alloc;
 use crate::error::{Error, Result};
 use crate::extent;
@@ -27,6 +24,9 @@ use crate::inode::InodeRef;
 use crate::journal::Handle;
 use crate::limits;
 use crate::refcount;
+use crate::volume::Volume;
+use crate::volume::attr::without_set_id;
+use crate::volume::names::touch;
 
 /// Blocks that one step of a write may change: dinode, a path of extent blocks with new ones and
 /// their groups and allocators, group and local alloc of the data.
@@ -37,90 +37,47 @@ const WRITE_BLOCKS: u32 = 64;
 const TIME_GRAIN_NS: i128 = 4_000_000;
 
 impl Volume {
-    /// Writes `data` at `position`, or at the end of the file with an appending handle. What is in
-    /// is in, also when an error ends it early.
-    pub async fn write(&self, file: &FileHandle, position: u64, data: Bytes) -> Written {
-        let mut written = Written {
-            bytes: 0,
-            position,
-            error: None,
-        };
-        let result = async {
-            let _gate = self.enter_writing().await?;
-            if !file.flags().write {
-                return Err(Error::Invalid("the handle is not open for writing".into()));
-            }
-            let inode = file.inode();
-            if kind_of(inode) != FileKind::Regular {
-                return Err(Error::IsDirectory(inode.nr()));
-            }
-            {
-                let _exclusive = if file.flags().nowait {
-                    inode
-                        .lock
-                        .try_write()
-                        .ok_or_else(|| Error::WouldBlock("the file is locked".into()))?
-                } else {
-                    inode.exclusive().await?
-                };
-                if file.flags().append {
-                    written.position = inode.dinode().i_size.get();
-                }
-                self.write_locked(inode, written.position, &data, &mut written.bytes)
-                    .await?;
-            }
-            if file.flags().dsync {
-                self.fsync_inode(inode, true).await?;
-            }
-            Ok(())
+    /// The whole rest of a request, attempt by attempt. The caller has the inode exclusively.
+    pub(super) async fn write_exclusive(&self, iocb: &mut Iocb<'_>) -> Result<()> {
+        let inode = iocb.file.inode().clone();
+        if iocb.file.flags().append {
+            // Decided here, under the lock: a size read before it may be another writer's past.
+            iocb.move_to_end(inode.dinode().i_size.get());
         }
-        .await;
-        written.error = self.watch(result).err();
-        written
-    }
-
-    /// The caller has the inode exclusively. `done` counts what is in.
-    async fn write_locked(
-        &self,
-        inode: &InodeRef,
-        position: u64,
-        data: &[u8],
-        done: &mut u64,
-    ) -> Result<()> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        let end = position
-            .checked_add(data.len() as u64)
-            .filter(|&end| end <= self.max_file_bytes());
-        let Some(end) = end else {
-            return Err(Error::TooBig(format!(
-                "{} bytes at {position}, at most {}",
-                data.len(),
-                self.max_file_bytes()
-            )));
-        };
-        self.drop_set_id(inode).await?;
-        if self.write_inline(inode, position, data, end).await? {
-            *done = data.len() as u64;
+        let end = iocb
+            .end()
+            .filter(|&end| end <= self.max_file_bytes())
+            .ok_or_else(|| {
+                let (len, at) = (iocb.rest().len(), iocb.position());
+                Error::TooBig(format!(
+                    "{len} bytes at {at}, at most {}",
+                    self.max_file_bytes()
+                ))
+            })?;
+        self.drop_set_id(&inode).await?;
+        if self
+            .write_inline(&inode, iocb.position(), iocb.rest(), end)
+            .await?
+        {
+            iocb.advance(Path::Inline, iocb.rest().len(), false, true);
             return Ok(());
         }
         let size = inode.dinode().i_size.get();
-        if position > size {
-            self.zero_gap(inode, size, position).await?;
+        if iocb.position() > size {
+            self.zero_gap(&inode, size, iocb.position()).await?;
         }
-        while *done < data.len() as u64 {
-            let step = self
-                .write_step(inode, position + *done, &data[*done as usize..])
+        while !iocb.rest().is_empty() {
+            let (path, bytes) = self
+                .write_step(&inode, iocb.position(), iocb.rest())
                 .await?;
-            *done += step as u64;
+            iocb.advance(path, bytes, false, true);
         }
         Ok(())
     }
 
     /// The next piece: as far as one extent, and one step's limit, goes. Planned afresh from what
     /// the tree says now.
-    async fn write_step(&self, inode: &InodeRef, at: u64, data: &[u8]) -> Result<usize> {
+    async fn write_step(&self, inode: &InodeRef, at: u64, data: &[u8]) -> Result<(Path, usize)> {
         let core = self.core();
         let cluster = core.geometry.cluster_size() as u64;
         let root = extent::Root::dinode(inode.block());
@@ -132,47 +89,28 @@ impl Volume {
         let piece = &data[..(end - at) as usize];
         let last = (end - 1) / cluster;
         let clusters = (last - u64::from(cpos) + 1) as u32;
-        match run.physical {
-            None => {
-                alloc::with_space(core, async || {
-                    self.fill_hole(inode, &root, at, data, cpos, clusters).await
-                })
-                .await
-            }
-            Some(_) if run.flags.contains(ExtentFlags::REFCOUNTED) => {
-                refcount::cow(core, inode, cpos, clusters).await?;
-                Ok(0) // planned again: the extent is ours now
-            }
-            Some(start) => {
-                let first = BlockNr(
-                    start.0
-                        + u64::from(core.geometry.blocks_per_cluster())
-                            * u64::from(cpos - run.cpos),
-                );
-                if run.flags.contains(ExtentFlags::UNWRITTEN) {
-                    self.write_padded(first, clusters, at % cluster, piece)
-                        .await?;
-                    let mut h = core.journal.begin(WRITE_BLOCKS).await?;
-                    extent::set_flags(
-                        core,
-                        &mut h,
-                        &root,
-                        cpos,
-                        clusters,
-                        ExtentFlags::empty(),
-                        ExtentFlags::UNWRITTEN,
-                    )
-                    .await?;
-                    self.finish_step(h, inode, end);
-                } else {
-                    self.overwrite(inode, first, at, at % cluster, piece)
-                        .await?;
-                    inode.unflushed.set(true);
-                    self.finish_overwrite(inode, end).await?;
-                }
-                Ok(piece.len())
-            }
+        let Some(first) = run.physical else {
+            let fill = async || self.fill_hole(inode, &root, at, data, cpos, clusters).await;
+            return Ok((Path::Hole, alloc::with_space(core, fill).await?));
+        };
+        if run.flags.contains(ExtentFlags::REFCOUNTED) {
+            refcount::cow(core, inode, cpos, clusters).await?;
+            return Ok((Path::CopyOnWrite, 0)); // planned again: the extent is ours now
         }
+        if !run.flags.contains(ExtentFlags::UNWRITTEN) {
+            self.overwrite(inode, first, at, at % cluster, piece)
+                .await?;
+            inode.unflushed.set(true);
+            self.finish_overwrite(inode, end).await?;
+            return Ok((Path::InPlace, piece.len()));
+        }
+        self.write_padded(first, clusters, at % cluster, piece)
+            .await?;
+        let mut h = core.journal.begin(WRITE_BLOCKS).await?;
+        let (set, clear) = (ExtentFlags::empty(), ExtentFlags::UNWRITTEN);
+        extent::set_flags(core, &mut h, &root, cpos, clusters, set, clear).await?;
+        self.finish_step(h, inode, end);
+        Ok((Path::Unwritten, piece.len()))
     }
 
     /// Claims clusters for a hole, writes them, and inserts them, in one handle: no commit can
@@ -284,7 +222,12 @@ impl Volume {
     }
 
     /// Zeroes a range inside one written, unshared extent.
-    pub(super) async fn overwrite_zero(&self, inode: &InodeRef, from: u64, to: u64) -> Result<()> {
+    pub(in crate::volume) async fn overwrite_zero(
+        &self,
+        inode: &InodeRef,
+        from: u64,
+        to: u64,
+    ) -> Result<()> {
         let core = self.core();
         let cluster = core.geometry.cluster_size() as u64;
         let root = extent::Root::dinode(inode.block());
@@ -316,7 +259,7 @@ impl Volume {
     }
 
     /// Size and times of a step that changed data only: a handle only where they change.
-    async fn finish_overwrite(&self, inode: &InodeRef, end: u64) -> Result<()> {
+    pub(super) async fn finish_overwrite(&self, inode: &InodeRef, end: u64) -> Result<()> {
         let core = self.core();
         let now = core.now();
         let stale = {
@@ -394,7 +337,7 @@ impl Volume {
 
     /// Moves inline data into a cluster of its own. The size stays. If the file is empty there is
     /// nothing to write, and no cluster.
-    pub(super) async fn inline_to_extents(&self, inode: &InodeRef) -> Result<()> {
+    pub(in crate::volume) async fn inline_to_extents(&self, inode: &InodeRef) -> Result<()> {
         let core = self.core();
         let size = inode.dinode().i_size.get() as usize;
         let data = ondisk::inline_data(&inode.block().data())[..size].to_vec();

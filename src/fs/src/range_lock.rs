@@ -1,0 +1,220 @@
+//! Order among the writes of one file that run at the same time.
+//!
+//! Two writes of whole blocks need no order: the device takes them as they come, as it does for any
+//! two requests. A ragged edge is different: its block is read, merged and written, and whoever
+//! writes that block meanwhile would be lost. So a write holds its range of blocks, and two ranges
+//! conflict only where an edge of one lies in the other.
+//!
+//! First come, first served: a range waits for the conflicting ones that asked earlier, granted or
+//! not. Each request asks once, for everything: there is nothing to deadlock, and every request's
+//! turn comes.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+
+/// The ranges of one file.
+#[derive(Default)]
+pub struct RangeLocks {
+    /// In the order in which they asked.
+    ranges: RefCell<Vec<Entry>>,
+    next: Cell<u64>,
+}
+
+struct Entry {
+    ticket: u64,
+    range: Range,
+    waker: Option<Waker>,
+}
+
+/// Blocks `first..end`, at least one. An edge is a block that is only partly written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    pub first: u64,
+    pub end: u64,
+    pub head_edge: bool,
+    pub tail_edge: bool,
+}
+
+impl Range {
+    /// The blocks of `len` bytes at `position`.
+    pub fn of_bytes(position: u64, len: u64, block_size: u64) -> Range {
+        let end = position + len;
+        Range {
+            first: position / block_size,
+            end: end.div_ceil(block_size),
+            head_edge: !position.is_multiple_of(block_size),
+            tail_edge: !end.is_multiple_of(block_size),
+        }
+    }
+
+    pub fn has_edge(&self) -> bool {
+        self.head_edge || self.tail_edge
+    }
+
+    fn holds(&self, block: u64) -> bool {
+        (self.first..self.end).contains(&block)
+    }
+
+    fn conflicts(&self, other: &Range) -> bool {
+        let reaches = |edged: &Range, other: &Range| {
+            (edged.head_edge && other.holds(edged.first))
+                || (edged.tail_edge && other.holds(edged.end - 1))
+        };
+        reaches(self, other) || reaches(other, self)
+    }
+}
+
+/// A range that is held; dropping it lets the next ones go.
+pub struct RangeGuard<'a> {
+    locks: &'a RangeLocks,
+    ticket: u64,
+}
+
+impl RangeLocks {
+    /// Waits for the range. The answer's second half tells whether it had to.
+    pub async fn lock(&self, range: Range) -> (RangeGuard<'_>, bool) {
+        let ticket = self.next.get();
+        self.next.set(ticket + 1);
+        self.ranges.borrow_mut().push(Entry {
+            ticket,
+            range,
+            waker: None,
+        });
+        // From here on the guard takes the entry away, also if the future is dropped half-way.
+        let guard = RangeGuard {
+            locks: self,
+            ticket,
+        };
+        let mut waited = false;
+        poll_fn(|cx| {
+            let mut ranges = self.ranges.borrow_mut();
+            let at = ranges
+                .iter()
+                .position(|e| e.ticket == ticket)
+                .expect("only its guard removes it");
+            if ranges[..at]
+                .iter()
+                .any(|earlier| earlier.range.conflicts(&range))
+            {
+                waited = true;
+                ranges[at].waker = Some(cx.waker().clone());
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await;
+        (guard, waited)
+    }
+
+    /// The range, if nobody conflicts.
+    pub fn try_lock(&self, range: Range) -> Option<RangeGuard<'_>> {
+        let mut ranges = self.ranges.borrow_mut();
+        if ranges.iter().any(|other| other.range.conflicts(&range)) {
+            return None;
+        }
+        let ticket = self.next.get();
+        self.next.set(ticket + 1);
+        ranges.push(Entry {
+            ticket,
+            range,
+            waker: None,
+        });
+        Some(RangeGuard {
+            locks: self,
+            ticket,
+        })
+    }
+}
+
+impl Drop for RangeGuard<'_> {
+    fn drop(&mut self) {
+        let mut ranges = self.locks.ranges.borrow_mut();
+        let Some(at) = ranges.iter().position(|e| e.ticket == self.ticket) else {
+            return;
+        };
+        let gone = ranges.remove(at);
+        for later in &mut ranges[at..] {
+            if later.range.conflicts(&gone.range)
+                && let Some(waker) = later.waker.take()
+            {
+                waker.wake();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use runtime::sim::Simulation;
+    use std::rc::Rc;
+
+    fn range(position: u64, len: u64) -> Range {
+        Range::of_bytes(position, len, 4096)
+    }
+
+    #[test]
+    fn only_edges_conflict() {
+        assert!(
+            !range(0, 8192).conflicts(&range(4096, 8192)),
+            "whole blocks"
+        );
+        assert!(
+            range(100, 10).conflicts(&range(200, 10)),
+            "two edges in one block"
+        );
+        assert!(
+            range(0, 8192).conflicts(&range(8000, 10)),
+            "an edge in a whole block"
+        );
+        assert!(!range(0, 4096).conflicts(&range(5000, 10)), "apart");
+        assert!(range(4000, 200).conflicts(&range(4100, 10)), "tail edge");
+        assert!(
+            !range(100, 3 * 4096).conflicts(&range(4096, 4096)),
+            "inside, between the edges"
+        );
+    }
+
+    /// Regression 3: very many unaligned requests in one block all come to their turn, in order.
+    #[test]
+    fn a_thousand_unaligned_requests_make_progress() {
+        let sim = Simulation::new(3);
+        let world = sim.world();
+        let locks = Rc::new(RangeLocks::default());
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let first = sim.block_on(locks.lock(range(1, 1))).unwrap().0;
+        for i in 0..1000u64 {
+            let (locks, order) = (locks.clone(), order.clone());
+            world.spawn_named("writer", async move {
+                let (_guard, waited) = locks.lock(range(i % 4000, 7)).await;
+                assert!(waited);
+                order.borrow_mut().push(i);
+            });
+        }
+        sim.run_until_idle().unwrap();
+        assert!(order.borrow().is_empty());
+        drop(first);
+        sim.run_until_idle().unwrap();
+        assert_eq!(order.borrow().len(), 1000);
+        assert!(locks.ranges.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_dropped_wait_leaves_nothing() {
+        let sim = Simulation::new(3);
+        let locks = RangeLocks::default();
+        let held = locks.try_lock(range(1, 1)).unwrap();
+        assert!(locks.try_lock(range(2, 1)).is_none());
+        {
+            let mut waiting = Box::pin(locks.lock(range(2, 1)));
+            let mut cx = std::task::Context::from_waker(Waker::noop());
+            assert!(waiting.as_mut().poll(&mut cx).is_pending());
+        }
+        drop(held);
+        assert!(locks.ranges.borrow().is_empty());
+        let (_guard, waited) = sim.block_on(locks.lock(range(2, 1))).unwrap();
+        assert!(!waited);
+    }
+}

@@ -1,0 +1,132 @@
+//! Writing file data: the request, and the attempts it takes.
+//!
+//! ```text
+//!  Iocb ── plan under the inode's lock ──► in place    shared lock, range lock; all pieces at once
+//!   ▲                                  └─► exclusive   step by step: holes, unwritten, shared, inline
+//!   └────────── bytes in ◄── guards dropped ◄── run
+//! ```
+//! A request that lies wholly in written clusters of our own needs nobody out of its way but those
+//! who write the same ragged block. Everything else has the inode to itself, to the request's last
+//! byte. Which it is is planned from what the inode says now, under the lock that keeps it so.
+
+mod exclusive;
+mod in_place;
+mod iocb;
+
+use bytes::Bytes;
+use runtime::Buffer;
+
+use super::{FileHandle, FileKind, Volume, Written, kind_of};
+use crate::error::{Error, Result};
+use iocb::Iocb;
+
+pub use iocb::{Attempted, Path};
+
+impl Volume {
+    /// Writes `data` at `position`, or at the end of the file with an appending handle. What is in
+    /// is in, also when an error ends it early.
+    pub async fn write(&self, file: &FileHandle, position: u64, data: Bytes) -> Written {
+        self.write_slice(file, position, &data, false).await
+    }
+
+    /// As [`Volume::write`], and tells what attempts it took.
+    pub async fn write_explained(&self, file: &FileHandle, position: u64, data: Bytes) -> Written {
+        self.write_slice(file, position, &data, true).await
+    }
+
+    /// As [`Volume::write`], from memory of the device, which comes back: whole blocks over one
+    /// written extent go to the device without a copy.
+    pub async fn write_buffer(
+        &self,
+        file: &FileHandle,
+        position: u64,
+        buffer: Buffer,
+    ) -> (Buffer, Written) {
+        let started = async {
+            let gate = self.enter_writing().await?;
+            self.check_write(file)?;
+            Ok(gate)
+        };
+        let (buffer, direct) = match started.await {
+            Ok(_gate) => self.write_in_place_from(file, position, buffer).await,
+            Err(error) => (buffer, Err(error)),
+        };
+        let (bytes, result) = match direct {
+            Ok(Some(bytes)) => (bytes, self.finish_write(file).await),
+            Ok(None) => {
+                let written = self.write_slice(file, position, &buffer, false).await;
+                return (buffer, written);
+            }
+            Err(error) => (0, Err(error)),
+        };
+        let error = self.watch(result).err();
+        let written = Written {
+            bytes,
+            position,
+            error,
+            attempts: Vec::new(),
+        };
+        (buffer, written)
+    }
+
+    async fn write_slice(
+        &self,
+        file: &FileHandle,
+        position: u64,
+        data: &[u8],
+        explain: bool,
+    ) -> Written {
+        let mut iocb = Iocb::new(file, position, data, explain);
+        let result = async {
+            let _gate = self.enter_writing().await?;
+            self.check_write(file)?;
+            self.run(&mut iocb).await?;
+            self.finish_write(file).await
+        }
+        .await;
+        let error = self.watch(result).err();
+        let (bytes, position, attempts) = iocb.outcome();
+        Written {
+            bytes,
+            position,
+            error,
+            attempts,
+        }
+    }
+
+    /// Plans and runs until nothing is left.
+    async fn run(&self, iocb: &mut Iocb<'_>) -> Result<()> {
+        if iocb.rest().is_empty() {
+            return Ok(());
+        }
+        if self.write_in_place(iocb).await? {
+            return Ok(());
+        }
+        let inode = iocb.file.inode();
+        let _exclusive = if iocb.file.flags().nowait {
+            let guard = inode.lock.try_write();
+            guard.ok_or_else(|| Error::WouldBlock("the file is in use".into()))?
+        } else {
+            inode.exclusive().await?
+        };
+        self.write_exclusive(iocb).await
+    }
+
+    fn check_write(&self, file: &FileHandle) -> Result<()> {
+        if !file.flags().write {
+            return Err(Error::Invalid("the handle is not open for writing".into()));
+        }
+        match kind_of(file.inode()) {
+            FileKind::Regular => Ok(()),
+            _ => Err(Error::IsDirectory(file.inode().nr())),
+        }
+    }
+
+    async fn finish_write(&self, file: &FileHandle) -> Result<()> {
+        if file.flags().dsync {
+            self.fsync_inode(file.inode(), true).await
+        } else {
+            Ok(())
+        }
+    }
+}
