@@ -180,6 +180,17 @@ async fn grow(core: &Core, h: &mut Handle<'_>, allocator: &Allocator) -> Result<
             "not a cluster's blocks",
         ));
     }
+    let most = 8 * core.geometry.group_bitmap_bytes(true) as u32;
+    if header.bits_per_group() > most {
+        let rule = "a group would have more bits than its bitmap";
+        return Err(corrupt(
+            nr,
+            Structure::ChainList,
+            "cl_cpg",
+            clusters.into(),
+            rule,
+        ));
+    }
     let Some(next) = next.filter(|_| chain <= header.cl_next_free_rec.get()) else {
         return Err(corrupt(
             nr,
@@ -226,25 +237,56 @@ async fn grow(core: &Core, h: &mut Handle<'_>, allocator: &Allocator) -> Result<
             u32::from(desc.bg_free_bits_count.get()),
         )
     };
-    let mut data = h.modify(&allocator.block);
-    let list = chain_list_mut(&mut data);
-    let rec = &mut list.records[usize::from(chain)];
-    rec.c_free.set(rec.c_free.get() + free);
-    rec.c_total.set(rec.c_total.get() + bits);
-    rec.c_blkno.set(first.0);
-    if list.header.cl_next_free_rec.get() == chain {
-        list.header.cl_next_free_rec.set(chain + 1);
+    let added = Added {
+        chain,
+        clusters,
+        bits,
+        free,
+        group: first,
+    };
+    link_in(core, &mut h.modify(&allocator.block), &added).ok_or_else(|| {
+        let rule = "its counts leave no room for another group";
+        corrupt(
+            nr,
+            Structure::ChainList,
+            "i_total",
+            allocator.total().into(),
+            rule,
+        )
+    })?;
+    Ok(first)
+}
+
+/// A group that was added, to count in its allocator.
+struct Added {
+    chain: u16,
+    clusters: u32,
+    bits: u32,
+    free: u32,
+    group: BlockNr,
+}
+
+/// Puts a group at the head of its chain. `None` if a count would overflow.
+fn link_in(core: &Core, inode: &mut [u8], added: &Added) -> Option<()> {
+    let list = chain_list_mut(inode);
+    let rec = &mut list.records[usize::from(added.chain)];
+    rec.c_free.set(rec.c_free.get().checked_add(added.free)?);
+    rec.c_total.set(rec.c_total.get().checked_add(added.bits)?);
+    rec.c_blkno.set(added.group.0);
+    if list.header.cl_next_free_rec.get() == added.chain {
+        list.header.cl_next_free_rec.set(added.chain + 1);
     }
-    let inode = Dinode::of_mut(&mut data);
-    let (used, total) = (inode.used() + (bits - free), inode.total() + bits);
+    let inode = Dinode::of_mut(inode);
+    let total = inode.total().checked_add(added.bits)?;
+    let used = inode.used().checked_add(added.bits - added.free)?;
     inode.set_used(used);
     inode.set_total(total);
-    let grown = inode.i_clusters.get() + clusters;
+    let grown = inode.i_clusters.get().checked_add(added.clusters)?;
     inode.i_clusters.set(grown);
     inode
         .i_size
         .set(u64::from(grown) << core.geometry.cluster_size_bits);
-    Ok(first)
+    Some(())
 }
 
 /// Clusters for a group: in one run, or in up to as many as a descriptor can list, long ones first.
