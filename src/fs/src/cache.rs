@@ -173,11 +173,12 @@ impl Cache {
                     .await;
                 continue;
             };
-            let bytes = self.load(nr, kind).await?;
+            let bytes = self.load(nr, kind).await;
+            // What was read meanwhile may not even be valid: look again before complaining.
             if load.superseded() {
                 continue;
             }
-            return Ok(self.insert(nr, kind, bytes));
+            return Ok(self.insert(nr, kind, bytes?));
         }
     }
 

@@ -368,13 +368,16 @@ impl Inner {
 
     /// Joins a block to the running transaction; false if it was in it.
     fn join(&self, block: &BlockRef) -> bool {
+        // Bytes changed beside the cache would be seen by nobody, and written over others.
+        assert!(
+            self.cache
+                .peek(block.nr())
+                .is_some_and(|cached| Rc::ptr_eq(&cached, block)),
+            "block {} is changed through a reference that the cache has dropped",
+            block.nr()
+        );
         let mut running = self.running.borrow_mut();
-        if let Some(joined) = running.blocks.get(&block.nr()) {
-            assert!(
-                Rc::ptr_eq(joined, block),
-                "block {} is changed through a reference that the cache has dropped",
-                block.nr()
-            );
+        if running.blocks.contains_key(&block.nr()) {
             return false;
         }
         block.pin();
