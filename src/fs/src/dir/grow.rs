@@ -115,6 +115,21 @@ pub(super) async fn inline_to_blocks(
     Ok(())
 }
 
+/// Most leaves that the next name makes out of inline entries: none, unless there are as many as an
+/// index root has entries for.
+pub(super) async fn leaves_made(core: &Core, dir: &BlockRef) -> Result<u32> {
+    if !core.geometry.has(Incompat::INDEXED_DIRS) {
+        return Ok(0);
+    }
+    let used = Blocks::of(core, dir)?.area(core, 0).await?.used()?;
+    let room = capacity::entries_in_dx_root(core.block_size());
+    Ok(if used < room {
+        0
+    } else {
+        core.geometry.blocks_per_cluster()
+    })
+}
+
 fn inline_start() -> usize {
     ondisk::INLINE_DATA_OFFSET
 }

@@ -167,17 +167,16 @@ pub async fn insert_blocks(core: &Core, dir: &Inode, name: &[u8]) -> Result<u32>
     // An entry's block and the one before it on the list, the dinode, the index root and leaf; a
     // new block; the allocators' blocks and the path of a tree, for up to three allocations.
     const PLAIN: u32 = 5 + 1 + 3 * 12;
-    let leaves = core.geometry.blocks_per_cluster();
     Ok(PLAIN
         + match Form::of(dir.block()) {
             Form::Linear => 0,
-            Form::Inline if core.geometry.has(ondisk::feature::Incompat::INDEXED_DIRS) => {
-                leaves + 1
-            }
-            Form::Inline => 0,
+            Form::Inline => grow::leaves_made(core, dir.block()).await?,
             Form::Indexed => split::leaves_changed(core, dir.block(), name).await?,
         })
 }
+
+/// Most blocks that [`init_new`] changes: dinode, block, index root, and two allocations.
+pub const NEW_BLOCKS: u32 = 3 + 2 * 12;
 
 /// Most blocks that removing or replacing a name changes.
 pub const REMOVE_BLOCKS: u32 = 4;

@@ -6,7 +6,7 @@ mod kernel;
 
 use std::collections::BTreeMap;
 
-use ondisk::{BlockNr, DxRoot};
+use ondisk::{BlockNr, DxEntry, DxRoot};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -235,6 +235,66 @@ fn an_index_gets_a_tree_of_extents() {
         dump.contains("Num Entries: 92") || dump.contains("92"),
         "{dump}"
     );
+}
+
+#[test]
+fn a_leaf_full_of_one_hash_takes_no_more() {
+    let Some(volume) = Volume::mkfs(48, 512, 4096, ALL) else {
+        return;
+    };
+    with_volume(&volume, 6, async |bench| {
+        let (dir, file) = (bench.mkdir(b"directory").await, bench.file().await);
+        for number in 0..300 {
+            bench
+                .link(&dir, format!("{number}").as_bytes(), &file)
+                .await
+                .expect("new");
+        }
+        let core = &bench.core;
+        let root = index::root(core, dir.block()).await.expect("sound");
+        // Names of one hash are hard to find: entries of the index do as well.
+        let hash = index::hash_of(core, b"the one");
+        let (mut h, mut added) = (bench.begin(400).await, 0);
+        let error = loop {
+            match split::list_with_room(core, &mut h, &root, hash).await {
+                Ok(list) => index::push(&mut h, &list, DxEntry::new(hash, dir.nr())).expect("room"),
+                Err(error) => break error,
+            }
+            added += 1;
+        };
+        assert!(matches!(error, Error::NoSpace(_)), "{error:?}");
+        assert_eq!(added, ondisk::capacity::entries_in_dx_leaf(512));
+        drop(h);
+        assert_eq!(self_check(core, &dir).await.expect("sound").len(), 302);
+    });
+}
+
+#[test]
+fn an_inline_directory_of_short_names_gets_leaves_at_once() {
+    // 19 records of 16 bytes fill the inline data of 512-byte blocks, and an index root.
+    let Some(volume) = Volume::mkfs(48, 512, 4096, ALL) else {
+        return;
+    };
+    with_volume(&volume, 6, async |bench| {
+        let (dir, file) = (bench.mkdir(b"directory").await, bench.file().await);
+        for number in 0..17 {
+            bench
+                .link(&dir, format!("{number:04}").as_bytes(), &file)
+                .await
+                .expect("new");
+            assert_eq!(Form::of(dir.block()), Form::Inline);
+        }
+        bench.link(&dir, b"more", &file).await.expect("new");
+        let root = index::root(&bench.core, dir.block())
+            .await
+            .expect("an index");
+        assert!(!index::is_inline(&root));
+        assert_eq!(
+            self_check(&bench.core, &dir).await.expect("sound").len(),
+            20
+        );
+    });
+    volume.fsck();
 }
 
 #[test]
