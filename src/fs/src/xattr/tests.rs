@@ -81,6 +81,8 @@ fn an_emptied_bucket_keeps_its_hash() {
     assert_eq!(XattrArea::new(&bytes).header().xh_free_start.get(), 4096);
 }
 
+mod crash;
+mod damage;
 mod kernel;
 mod model;
 

@@ -152,7 +152,9 @@ fn attributes_of_a_kernel_made_volume_are_changed() {
                     }
                 }
                 for step in 0..400 {
-                    change(&core, &inode, &mut model, &mut rng, step, 200, 3).await;
+                    change(&core, &inode, &mut model, &mut rng, step, 200, 3)
+                        .await
+                        .unwrap();
                 }
                 models.insert(path.clone(), model);
             }

@@ -7,7 +7,7 @@ use runtime::sim::{SimRng, Simulation};
 use super::super::{XattrMode, areas, destroy, get, list, remove, set};
 use crate::alloc;
 use crate::core::Core;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::inode::Inode;
 use crate::testing::{self, Volume};
 
@@ -55,7 +55,7 @@ pub(super) fn value(rng: &mut SimRng, step: u64) -> Vec<u8> {
     (0..len).map(|at| (step + at) as u8).collect()
 }
 
-/// One random change, done to both.
+/// One random change, done to both. Errors that no wrong use explains come back.
 pub(super) async fn change(
     core: &Core,
     inode: &Inode,
@@ -64,16 +64,16 @@ pub(super) async fn change(
     step: u64,
     names: u64,
     removals: u64,
-) {
+) -> Result<()> {
     let name = name(rng, names);
     let had = model.contains_key(&name);
     if rng.below(10) < removals {
         match remove(core, inode, &name).await {
             Ok(()) => assert!(model.remove(&name).is_some()),
             Err(Error::NoAttribute(_)) => assert!(!had),
-            Err(other) => panic!("{other}"),
+            Err(other) => return Err(other),
         }
-        return;
+        return Ok(());
     }
     let value = value(rng, step);
     let mode = [XattrMode::Any, XattrMode::Create, XattrMode::Replace][rng.below(3) as usize];
@@ -85,8 +85,9 @@ pub(super) async fn change(
         }
         Err(Error::Exists(_)) => assert!(mode == XattrMode::Create && had),
         Err(Error::NoAttribute(_)) => assert!(mode == XattrMode::Replace && !had),
-        Err(other) => panic!("step {step}: {} bytes: {other}", value.len()),
+        Err(other) => return Err(other),
     }
+    Ok(())
 }
 
 fn run(seed: u64, block: usize, cluster: usize, steps: u64) {
@@ -109,7 +110,9 @@ fn run(seed: u64, block: usize, cluster: usize, steps: u64) {
                 } else {
                     (300, 5)
                 };
-                change(&core, &inode, &mut model, &mut rng, step, names, removals).await;
+                change(&core, &inode, &mut model, &mut rng, step, names, removals)
+                    .await
+                    .unwrap();
                 if step % (steps / 4) == steps / 4 - 1 {
                     compare(&core, &inode, &model).await;
                 }
