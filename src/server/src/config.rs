@@ -134,12 +134,13 @@ impl Default for Limits {
 pub struct Spdk {
     /// An SPDK JSON configuration (as in `spdk-config/`) whose bdevs become devices.
     pub config: Option<PathBuf>,
-    /// CPUs that reactors are pinned to; the first one has the volumes.
+    /// CPUs that reactors are pinned to, one on each; volumes go round them. None: one reactor,
+    /// wherever the system puts it.
     pub cores: Vec<u32>,
     /// Memory for DMA, in MiB.
     pub memory_mib: u32,
-    /// NVMe over PCIe needs huge pages; files, memory, TCP and vfio-user do without.
-    pub huge_pages: bool,
+    /// NVMe over PCIe and vfio-user need huge pages; files, memory and TCP do without.
+    pub huge_pages: HugePages,
     pub polling: Polling,
 }
 
@@ -147,12 +148,22 @@ impl Default for Spdk {
     fn default() -> Self {
         Spdk {
             config: None,
-            cores: vec![0],
+            cores: Vec::new(),
             memory_mib: 512,
-            huge_pages: false,
+            huge_pages: HugePages::Auto,
             polling: Polling::Adaptive,
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HugePages {
+    /// If enough of them are free.
+    Auto,
+    /// Or the daemon does not start.
+    Always,
+    Never,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -269,8 +280,9 @@ impl Config {
         if self.limits.idle_handle_seconds == 0 {
             return bad("limits.idle_handle_seconds", "must be at least 1".into());
         }
-        if self.spdk.cores.is_empty() {
-            return bad("spdk.cores", "at least one CPU is needed".into());
+        let distinct: BTreeSet<_> = self.spdk.cores.iter().collect();
+        if distinct.len() < self.spdk.cores.len() {
+            return bad("spdk.cores", "a CPU is there twice".into());
         }
         if self.spdk.memory_mib < 64 {
             return bad(
@@ -384,6 +396,7 @@ mod tests {
         assert_eq!(config.listen, Listen::default());
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.log, Log::default());
+        assert_eq!(config.spdk, Spdk::default());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! * [`door`]: the file system's public door as traits, on its own thread.
 //! * [`volume`]: the way there and back.
 //! * [`device`]: devices and the world that has them, as a trait.
+//! * [`spdk_world`]: the real one.
 //! * [`node`]: the tables: volumes by name, handles, sessions; mount, unmount, the end.
 //! * [`grpc`]: the services. They translate, and no more.
 //! * [`serve`]: sockets, health, reflection, and the graceful end.
@@ -25,6 +26,7 @@ pub mod handles;
 pub mod limits;
 pub mod node;
 pub mod serve;
+pub mod spdk_world;
 pub mod volume;
 
 pub use failure::{Failure, Result};

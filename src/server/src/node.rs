@@ -279,21 +279,23 @@ impl Node {
                 );
             }
         }
-        // Nobody finds it from here on. If it cannot be unmounted it is put back, to be tried again.
+        // Nobody finds it from here on. If it is busy it is put back; after any other failure it is
+        // gone all the same, and will be recovered by the next mount.
         let entry = self.table().remove(name);
         drop(self.handles.remove_volume(name));
-        if let Err(failure) = volume.unmount().await {
-            if let Some(entry) = entry {
-                self.table().insert(name.to_owned(), entry);
-            }
-            return Err(failure.volume(name));
+        let result = volume.unmount().await;
+        if let (Err(failure), Some(entry)) = (&result, entry)
+            && failure.errno() == errno::EBUSY
+        {
+            self.table().insert(name.to_owned(), entry);
+            return result.map_err(|failure| failure.volume(name));
         }
-        tracing::info!(volume = name, "volume unmounted");
+        tracing::info!(volume = name, clean = result.is_ok(), "volume unmounted");
         self.health
             .set_service_status(health_name(name), ServingStatus::Unknown)
             .await;
         self.report_overall().await;
-        Ok(())
+        result.map_err(|failure| failure.volume(name))
     }
 
     pub async fn volumes(&self) -> Vec<VolumeRecord> {

@@ -1,20 +1,31 @@
 //! The file system's public door, as the front end sees it: a mounted volume and its open files, on
-//! the one thread they live on. The `fs` crate's volume is behind it in production, a model in
-//! memory in tests. Nothing here crosses threads; [`crate::volume`] does that.
+//! the one thread they live on. [`FsDoor`] is the `fs` crate's; as a trait it can be stood in for.
+//! Nothing here crosses threads; [`crate::volume`] does that.
 
-mod types;
+mod fs;
 
 use std::rc::Rc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use types::{
+pub use ::fs::volume::{
     Attr, DirEntry, FileKind, IfExists, Ino, MountOptions, NewInode, OpenFlags, RenameMode,
-    SetAttr, SetTime, StatFs, VolumeInfo, Written, XattrMode,
+    SetAttr, SetTime, StatFs, VolumeInfo,
 };
+pub use ::fs::xattr::XattrMode;
+pub use fs::FsDoor;
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
+
+/// How far a write came. `bytes` are in, whatever `error` says.
+#[derive(Debug, Clone)]
+pub struct Written {
+    pub bytes: u64,
+    /// Where the first byte went (the end of the file at that moment, for append).
+    pub position: u64,
+    pub error: Option<Failure>,
+}
 
 /// A mounted volume.
 #[async_trait(?Send)]

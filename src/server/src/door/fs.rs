@@ -1,0 +1,198 @@
+//! The `fs` crate's volume behind the door. Only words are changed on the way through.
+
+use std::rc::Rc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fs::volume::{FileHandle, Volume};
+use runtime::{BlockDevice, Host};
+
+use super::{
+    Attr, DirEntry, Door, FileKind, IfExists, Ino, MountOptions, NewInode, OpenFile, OpenFlags,
+    RenameMode, SetAttr, StatFs, VolumeInfo, Written, XattrMode,
+};
+use crate::failure::{Failure, Result};
+
+/// A mounted volume.
+pub struct FsDoor(Volume);
+
+impl FsDoor {
+    /// Mounts the volume on a device.
+    pub async fn mount(
+        device: Rc<dyn BlockDevice>,
+        host: Rc<dyn Host>,
+        options: MountOptions,
+    ) -> Result<Rc<dyn Door>> {
+        let volume = Volume::mount(device, host, options).await?;
+        Ok(Rc::new(FsDoor(volume)))
+    }
+}
+
+impl From<fs::Error> for Failure {
+    fn from(error: fs::Error) -> Failure {
+        Failure::new(error.errno().0, error.to_string())
+    }
+}
+
+#[async_trait(?Send)]
+impl Door for FsDoor {
+    fn root(&self) -> Ino {
+        self.0.root()
+    }
+
+    fn info(&self) -> VolumeInfo {
+        self.0.info()
+    }
+
+    async fn statfs(&self) -> Result<StatFs> {
+        Ok(self.0.statfs().await?)
+    }
+
+    async fn sync(&self) -> Result<()> {
+        Ok(self.0.sync().await?)
+    }
+
+    async fn unmount(&self) -> Result<()> {
+        Ok(self.0.unmount().await?)
+    }
+
+    async fn getattr(&self, ino: Ino) -> Result<Attr> {
+        Ok(self.0.getattr(ino).await?)
+    }
+
+    async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        Ok(self.0.lookup(parent, name).await?)
+    }
+
+    async fn resolve(&self, base: Ino, path: &[u8], follow_last: bool) -> Result<Attr> {
+        Ok(self.0.resolve(base, path, follow_last).await?)
+    }
+
+    async fn resolve_parent(&self, base: Ino, path: &[u8]) -> Result<(Ino, Vec<u8>)> {
+        Ok(self.0.resolve_parent(base, path).await?)
+    }
+
+    async fn readdir(&self, dir: Ino, cookie: u64, max: usize) -> Result<Vec<DirEntry>> {
+        Ok(self.0.readdir(dir, cookie, max).await?)
+    }
+
+    async fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        Ok(self.0.readlink(ino).await?)
+    }
+
+    async fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr> {
+        Ok(self.0.setattr(ino, set).await?)
+    }
+
+    async fn create(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new: NewInode,
+        taken: IfExists,
+    ) -> Result<Attr> {
+        Ok(self.0.create(parent, name, new, taken).await?)
+    }
+
+    async fn mkdir(&self, parent: Ino, name: &[u8], new: NewInode) -> Result<Attr> {
+        Ok(self.0.mkdir(parent, name, new).await?)
+    }
+
+    async fn symlink(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        target: &[u8],
+        new: NewInode,
+    ) -> Result<Attr> {
+        Ok(self.0.symlink(parent, name, target, new).await?)
+    }
+
+    async fn mknod(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        kind: FileKind,
+        rdev: u64,
+        new: NewInode,
+    ) -> Result<Attr> {
+        Ok(self.0.mknod(parent, name, kind, rdev, new).await?)
+    }
+
+    async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        Ok(self.0.link(ino, parent, name).await?)
+    }
+
+    async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        Ok(self.0.unlink(parent, name).await?)
+    }
+
+    async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        Ok(self.0.rmdir(parent, name).await?)
+    }
+
+    async fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<()> {
+        Ok(self.0.rename(from.0, from.1, to.0, to.1, mode).await?)
+    }
+
+    async fn listxattr(&self, ino: Ino) -> Result<Vec<(Vec<u8>, u64)>> {
+        Ok(self.0.listxattr(ino).await?)
+    }
+
+    async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        Ok(self.0.getxattr(ino, name).await?)
+    }
+
+    async fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        Ok(self.0.setxattr(ino, name, value, mode).await?)
+    }
+
+    async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        Ok(self.0.removexattr(ino, name).await?)
+    }
+
+    async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Rc<dyn OpenFile>> {
+        let handle = self.0.open(ino, flags).await?;
+        Ok(Rc::new(FsFile {
+            volume: self.0.clone(),
+            handle,
+        }))
+    }
+}
+
+struct FsFile {
+    volume: Volume,
+    handle: FileHandle,
+}
+
+#[async_trait(?Send)]
+impl OpenFile for FsFile {
+    fn ino(&self) -> Ino {
+        self.handle.ino()
+    }
+
+    async fn attr(&self) -> Result<Attr> {
+        Ok(self.volume.fstat(&self.handle).await?)
+    }
+
+    async fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
+        Ok(self.volume.read(&self.handle, offset, len as u64).await?)
+    }
+
+    async fn write(&self, offset: u64, data: Bytes) -> Written {
+        let written = self.volume.write(&self.handle, offset, data).await;
+        Written {
+            bytes: written.bytes,
+            position: written.position,
+            error: written.error.map(Failure::from),
+        }
+    }
+
+    async fn fsync(&self, datasync: bool) -> Result<()> {
+        Ok(self.volume.fsync(&self.handle, datasync).await?)
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(self.volume.close(self.handle.clone()).await?)
+    }
+}
