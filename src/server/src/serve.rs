@@ -9,7 +9,7 @@
 //! ends the process at once; the volumes are then recovered at the next mount.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,7 +52,8 @@ pub fn start_logging(config: &Config) {
     let filter = tracing_subscriber::EnvFilter::new(&config.log.filter);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr);
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
     // Only the first one counts; a test may have set up its own.
     let _ = match config.log.format {
         LogFormat::Text => builder.try_init(),
