@@ -32,3 +32,5 @@ pub const JOURNAL_IOS_IN_FLIGHT: usize = 32;
 pub const JOURNAL_MIN_BYTES: u64 = 4 << 20;
 /// Blocks that a replay holds in memory at a time.
 pub const REPLAY_BATCH_BLOCKS: usize = 4096;
+/// How long freed clusters wait in the truncate log for more to come.
+pub const TRUNCATE_LOG_DELAY: Duration = Duration::from_secs(2);

@@ -313,3 +313,35 @@ fn sizes_change_both_ways_and_show_zeroes() {
         volume.unmount().await.unwrap();
     });
 }
+
+/// Regression 42: names outside ASCII, in directories large enough for an index. fsck.ocfs2 looks
+/// each of them up by its own hash.
+#[test]
+fn r42_names_outside_ascii_are_indexed_as_fsck_hashes_them() {
+    everywhere(async |rig| {
+        let volume = rig.mount().await.unwrap();
+        let dir = volume
+            .mkdir(volume.root(), "größer".as_bytes(), new_inode())
+            .await
+            .unwrap()
+            .ino;
+        let long = "名".repeat(85);
+        let names: Vec<String> = (0..150)
+            .map(|i| format!("ünïcödé-{i}-{}", "é".repeat(i % 90)))
+            .chain([long])
+            .collect();
+        for name in &names {
+            put(&volume, dir, name.as_bytes(), name.as_bytes())
+                .await
+                .unwrap();
+        }
+        for name in &names {
+            let ino = volume.lookup(dir, name.as_bytes()).await.unwrap().ino;
+            assert_eq!(get(&volume, ino).await.unwrap(), name.as_bytes());
+        }
+        for name in names.iter().step_by(3) {
+            volume.unlink(dir, name.as_bytes()).await.unwrap();
+        }
+        volume.unmount().await.unwrap();
+    });
+}

@@ -2,19 +2,25 @@
 //!
 //! # Signedness
 //! Kernels before 6.2 on x86 took the bytes of a name as *signed*, so names outside ASCII hash differently there.
-//! New entries are always written with [`Bytes::Unsigned`]; a look-up that fails has to be repeated with
-//! [`Bytes::Signed`], or entries written by such a kernel are not found.
+//! New entries are written as [`Bytes::WRITTEN`] says; a look-up that fails has to be repeated with [`Bytes::OTHER`], or
+//! entries written by somebody of the other kind are not found. `docs/decisions/003-signed-name-hashes.md` says why.
 
 /// How the bytes of a name enter a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bytes {
-    /// As 0–255: what is written.
+    /// As 0–255: Linux from 6.2 on, and before it where `char` has no sign.
     Unsigned,
-    /// As −128–127: what old x86 kernels wrote.
+    /// As −128–127: Linux before 6.2 and ocfs2-tools, on x86.
     Signed,
 }
 
 impl Bytes {
+    /// How new entries are hashed: as fsck.ocfs2 on x86 checks them, as Linux before 6.2 finds them there, and newer
+    /// kernels at their second look-up.
+    pub const WRITTEN: Self = Self::Signed;
+    /// What else may be on a volume.
+    pub const OTHER: Self = Self::Unsigned;
+
     /// The byte as it enters 32-bit arithmetic.
     const fn widen(self, byte: u8) -> u32 {
         match self {

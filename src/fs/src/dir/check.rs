@@ -109,7 +109,7 @@ async fn check_index(core: &Core, root: &BlockRef, names: Vec<(Vec<u8>, BlockNr)
     }
     for (name, nr) in names {
         let hash = |bytes| dir_hash(&core.geometry.dx_seed, &name, bytes);
-        let keys = [Bytes::Unsigned, Bytes::Signed].map(|bytes| (hash(bytes), nr));
+        let keys = [Bytes::WRITTEN, Bytes::OTHER].map(|bytes| (hash(bytes), nr));
         let key = keys.into_iter().find(|key| found.contains_key(key));
         let key = key.unwrap_or_else(|| panic!("{} is not indexed", name.escape_ascii()));
         let left = found.get_mut(&key).expect("it was found");

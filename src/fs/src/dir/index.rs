@@ -42,7 +42,7 @@ pub(super) fn entry_count(root: &BlockRef) -> u32 {
 
 /// The hash under which a name is added.
 pub(super) fn hash_of(core: &Core, name: &[u8]) -> DirHash {
-    dir_hash(&core.geometry.dx_seed, name, Bytes::Unsigned)
+    dir_hash(&core.geometry.dx_seed, name, Bytes::WRITTEN)
 }
 
 /// The leaf of its cluster that a hash belongs to.
@@ -118,22 +118,15 @@ pub(super) fn is_full(list: &BlockRef) -> bool {
     entries(list.kind(), &list.data()).is_full()
 }
 
-/// The entry of a name; what old kernels hashed with signed bytes is found too.
+/// The entry of a name, whichever way its bytes were hashed.
 pub(super) async fn find(core: &Core, dir: &BlockRef, name: &[u8]) -> Result<Option<Found>> {
     let root = root(core, dir).await?;
     let seed = &core.geometry.dx_seed;
-    let found = find_hash(
-        core,
-        dir,
-        &root,
-        dir_hash(seed, name, Bytes::Unsigned),
-        name,
-    )
-    .await?;
+    let found = find_hash(core, dir, &root, dir_hash(seed, name, Bytes::WRITTEN), name).await?;
     if found.is_some() || !Bytes::matters_for(name) {
         return Ok(found);
     }
-    find_hash(core, dir, &root, dir_hash(seed, name, Bytes::Signed), name).await
+    find_hash(core, dir, &root, dir_hash(seed, name, Bytes::OTHER), name).await
 }
 
 async fn find_hash(
@@ -234,16 +227,16 @@ fn change_count(h: &mut Handle<'_>, root: &BlockRef, by: i32) -> Result<()> {
     Ok(())
 }
 
-/// Moves a name's index entry to where Linux before 6.2 on x86 puts it.
+/// Moves a name's index entry to where the other reading of its bytes puts it.
 #[cfg(test)]
-pub(super) async fn rehash_signed(core: &Core, dir: &crate::inode::Inode, name: &[u8]) {
+pub(super) async fn rehash_otherwise(core: &Core, dir: &crate::inode::Inode, name: &[u8]) {
     let found = find(core, dir.block(), name)
         .await
         .expect("sound")
         .expect("there");
     let slot = found.slot.expect("an index");
     let root = root(core, dir.block()).await.expect("sound");
-    let hash = dir_hash(&core.geometry.dx_seed, name, Bytes::Signed);
+    let hash = dir_hash(&core.geometry.dx_seed, name, Bytes::OTHER);
     let mut h = core.journal.begin(100).await.expect("a handle");
     entries_mut(slot.list.kind(), &mut h.modify(&slot.list)).remove(slot.at);
     let list = split::list_with_room(core, &mut h, &root, hash)

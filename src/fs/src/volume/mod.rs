@@ -25,9 +25,11 @@ use async_lock::{Mutex, RwLock, RwLockReadGuard};
 use ondisk::BlockNr;
 use ondisk::feature::InodeFlags;
 
+use crate::alloc;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::inode::InodeRef;
+use crate::limits;
 
 pub use open::FileHandle;
 pub use types::{
@@ -52,6 +54,8 @@ pub(crate) struct Inner {
     recovered: bool,
     /// Open handles on the whole volume.
     opens: Cell<usize>,
+    /// The truncate log will be flushed in a moment.
+    flush_planned: Cell<bool>,
 }
 
 impl std::fmt::Debug for Volume {
@@ -123,6 +127,30 @@ impl Volume {
             }
             *read_only = Some(cause.to_string());
         }
+    }
+
+    /// Clusters were freed: brings them from the truncate log to the bitmap in a moment, so that a
+    /// burst of deletions is one flush.
+    fn plan_flush(&self) {
+        if self.0.flush_planned.replace(true) {
+            return;
+        }
+        let sleep = self.core().host.sleep(limits::TRUNCATE_LOG_DELAY);
+        let volume = Rc::downgrade(&self.0);
+        self.core().host.spawn(Box::pin(async move {
+            sleep.await;
+            let Some(volume) = volume.upgrade().map(Volume) else {
+                return;
+            };
+            volume.0.flush_planned.set(false);
+            let Ok(_gate) = volume.enter_writing().await else {
+                return;
+            };
+            let result = alloc::flush_truncate_log(volume.core()).await;
+            if let Err(error) = volume.watch(result) {
+                tracing::warn!(?volume, %error, "the truncate log could not be flushed");
+            }
+        }));
     }
 
     /// An inode that a directory entry named.

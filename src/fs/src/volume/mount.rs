@@ -235,6 +235,7 @@ fn volume(core: Core, read_only: Option<String>, recovered: bool) -> Volume {
         read_only: RefCell::new(read_only),
         recovered,
         opens: Cell::new(0),
+        flush_planned: Cell::new(false),
     }))
 }
 

@@ -17,8 +17,8 @@ use crate::inode::{Inode, InodeRef};
 use crate::journal::Handle;
 use crate::limits;
 
-/// Blocks that making one name may change: inode, its group and allocator, directory and its index
-/// (a leaf cluster may split), allocators for these, local alloc.
+/// Blocks that making an inode may change beside its entry: the inode, its group and allocator with
+/// a new (perhaps discontiguous) group, a directory's first block and index.
 const MAKE_BLOCKS: u32 = 64;
 
 /// What to make.
@@ -145,7 +145,8 @@ impl Volume {
     ) -> Result<Attr> {
         let core = self.core();
         let now = core.now();
-        let mut h = core.journal.begin(MAKE_BLOCKS).await?;
+        let entry_blocks = dir::insert_blocks(core, dir, name).await?;
+        let mut h = core.journal.begin(MAKE_BLOCKS + entry_blocks).await?;
         let place = alloc::claim_inode(core, &mut h, Some(dir.nr())).await?;
         let block = h.fresh(place.block, Kind::Dinode);
         let kind = what.kind();
@@ -274,7 +275,8 @@ impl Volume {
     async fn link_in(&self, dir: &InodeRef, name: &[u8], inode: &InodeRef) -> Result<()> {
         let core = self.core();
         let now = core.now();
-        let mut h = core.journal.begin(MAKE_BLOCKS).await?;
+        let blocks = dir::insert_blocks(core, dir, name).await?;
+        let mut h = core.journal.begin(1 + blocks).await?;
         dir::insert(core, &mut h, dir, name, inode.nr(), kind_of(inode).dirent()).await?;
         let links = self.links(inode) + 1;
         {

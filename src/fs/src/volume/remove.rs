@@ -18,8 +18,8 @@ use crate::refcount;
 use crate::system::SystemFile;
 use crate::xattr;
 
-/// Blocks that taking one name may change: both directories with their indexes, inodes, and the
-/// orphan directory's growth.
+/// Blocks that taking one name may change: the directory and its index, the inode, its allocator.
+/// What its orphan entry needs comes on top.
 pub(super) const REMOVE_BLOCKS: u32 = 64;
 
 /// Prefix of the orphan entry of a file that a direct write was extending.
@@ -82,7 +82,8 @@ impl Volume {
     async fn take_in(&self, dir: &InodeRef, name: &[u8], inode: &InodeRef) -> Result<()> {
         let core = self.core();
         let now = core.now();
-        let mut h = core.journal.begin(REMOVE_BLOCKS).await?;
+        let blocks = REMOVE_BLOCKS + self.orphan_blocks(inode).await?;
+        let mut h = core.journal.begin(blocks).await?;
         dir::remove(core, &mut h, dir, name).await?;
         let links = self.links(dir);
         {
@@ -118,6 +119,15 @@ impl Volume {
         } else {
             Ok(())
         }
+    }
+
+    /// Blocks that making an inode an orphan may change.
+    pub(super) async fn orphan_blocks(&self, inode: &InodeRef) -> Result<u32> {
+        let core = self.core();
+        let orphans = self
+            .inode_any(core.system_file(SystemFile::OrphanDir))
+            .await?;
+        dir::insert_blocks(core, &orphans, &orphan_name(inode.nr())).await
     }
 
     async fn add_orphan(&self, h: &mut Handle<'_>, inode: &InodeRef) -> Result<()> {

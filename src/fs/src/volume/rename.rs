@@ -185,7 +185,11 @@ impl Volume {
         let now = core.now();
         let kind = kind_of(moved);
         let across = source.dir.nr() != target.dir.nr();
-        let mut h = core.journal.begin(2 * REMOVE_BLOCKS).await?;
+        let more = match replaced {
+            Some(old) => self.orphan_blocks(old).await?,
+            None => dir::insert_blocks(core, target.dir, target.name).await?,
+        };
+        let mut h = core.journal.begin(2 * REMOVE_BLOCKS + more).await?;
         if let Some(old) = replaced {
             dir::replace(
                 core,

@@ -157,6 +157,7 @@ impl Volume {
             let done = extent::last_runs(core, &root, cpos, 1).await?.is_empty();
             if !h.is_empty() {
                 inode.changed_in(h.commit());
+                self.plan_flush();
             }
             if done {
                 return Ok(());

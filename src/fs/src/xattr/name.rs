@@ -59,14 +59,14 @@ impl Name {
 
     /// The hash that new entries are sorted by.
     pub fn hash(&self, uuid_hash: u32) -> u32 {
-        xattr_name_hash(uuid_hash, &self.suffix, Bytes::Unsigned)
+        xattr_name_hash(uuid_hash, &self.suffix, Bytes::WRITTEN)
     }
 
-    /// Every hash that the entry may have been stored with: old x86 kernels took name bytes as signed.
+    /// Every hash that the entry may have been stored with: name bytes were taken as signed or not.
     pub fn hashes(&self, uuid_hash: u32) -> Vec<u32> {
         let mut hashes = vec![self.hash(uuid_hash)];
         if Bytes::matters_for(&self.suffix) {
-            hashes.push(xattr_name_hash(uuid_hash, &self.suffix, Bytes::Signed));
+            hashes.push(xattr_name_hash(uuid_hash, &self.suffix, Bytes::OTHER));
         }
         hashes
     }
