@@ -266,8 +266,10 @@ impl Node {
             return Err(Failure::field("volume", "must be given"));
         }
         let _one = self.changes.lock().await;
-        if let Some(Entry::Failed { .. }) = self.table().get(name) {
+        let failed = matches!(self.table().get(name), Some(Entry::Failed { .. }));
+        if failed {
             self.table().remove(name);
+            self.report_health(name).await;
             return Ok(());
         }
         let (_, volume) = self.volume(name)?;

@@ -13,6 +13,7 @@ use std::io::{self, IsTerminal};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -276,6 +277,9 @@ fn start_servers(
     (servers, unix_path)
 }
 
+/// Signals closer together than this are one.
+const SECOND_SIGNAL_AFTER: Duration = Duration::from_millis(200);
+
 /// Ready at the first SIGTERM or SIGINT. The second one ends the process, with status 1.
 pub async fn signals() -> Result<impl Future<Output = ()>, ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
@@ -292,7 +296,14 @@ pub async fn signals() -> Result<impl Future<Output = ()>, ServeError> {
         let name = next().await;
         tracing::info!(signal = name, "asked to end");
         first.cancel();
-        let name = next().await;
+        // Some senders signal the process and at once its group: that is one request, not two.
+        let asked = tokio::time::Instant::now();
+        let name = loop {
+            let name = next().await;
+            if asked.elapsed() >= SECOND_SIGNAL_AFTER {
+                break name;
+            }
+        };
         tracing::warn!(
             signal = name,
             "asked again: ending at once, volumes are not unmounted"

@@ -5,7 +5,7 @@
 //! Rule: what has begun on the home thread runs to its end, also if nobody waits for the answer any
 //! more; and an open file that nobody can name any more is closed ([`RemoteFile`]'s drop).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::rc::Rc;
@@ -33,6 +33,9 @@ type Job = Box<dyn FnOnce(&Rc<Local>) -> LocalFuture<()> + Send>;
 /// The volume's side of the actor: only ever on the home thread.
 struct Local {
     door: Rc<dyn Door>,
+    host: Rc<dyn Host>,
+    /// Files on their way to be closed: no longer in `files`, and not closed yet.
+    closing: Cell<usize>,
     files: RefCell<HashMap<FileKey, Rc<dyn OpenFile>>>,
 }
 
@@ -228,9 +231,10 @@ impl RemoteFile {
         self.volume
             .post(move |local| {
                 let file = local.files.borrow_mut().remove(&key);
+                let local = local.clone();
                 async move {
                     match file {
-                        Some(file) => file.close().await,
+                        Some(file) => close(&local, file).await,
                         None => Ok(()),
                     }
                 }
@@ -257,6 +261,8 @@ async fn serve(
 ) {
     let local = Rc::new(Local {
         door,
+        host: host.clone(),
+        closing: Cell::new(0),
         files: RefCell::default(),
     });
     loop {
@@ -267,7 +273,7 @@ async fn serve(
                 None => break,
             },
             key = closes.recv() => match key {
-                Some(key) => close_dropped(&host, &local, key),
+                Some(key) => close_dropped(&local, key),
                 None => break,
             },
         }
@@ -280,23 +286,44 @@ async fn serve(
     }
 }
 
+/// Closes a file that was taken out of the table; an unmount waits for it.
+async fn close(local: &Local, file: Rc<dyn OpenFile>) -> Result<()> {
+    local.closing.set(local.closing.get() + 1);
+    let result = file.close().await;
+    local.closing.set(local.closing.get() - 1);
+    result
+}
+
 /// Closes a file whose owner is gone.
-fn close_dropped(host: &Rc<dyn Host>, local: &Rc<Local>, key: FileKey) {
+fn close_dropped(local: &Rc<Local>, key: FileKey) {
     let Some(file) = local.files.borrow_mut().remove(&key) else {
         return;
     };
-    host.spawn(Box::pin(async move {
-        if let Err(failure) = file.close().await {
-            tracing::warn!(%failure, inode = file.ino().0, "closing a file that was left open");
+    let inode = file.ino().0;
+    let owner = local.clone();
+    let closed = async move {
+        if let Err(failure) = close(&owner, file).await {
+            tracing::warn!(%failure, inode, "closing a file that was left open");
         }
+    };
+    // Counted before anything else can run: an unmount sees it in the table or here.
+    local.closing.set(local.closing.get() + 1);
+    let counted = local.clone();
+    local.host.spawn(Box::pin(async move {
+        closed.await;
+        counted.closing.set(counted.closing.get() - 1);
     }));
 }
 
 async fn close_all(local: &Rc<Local>) {
     let files: Vec<_> = local.files.borrow_mut().drain().collect();
     for (_, file) in files {
-        if let Err(failure) = file.close().await {
-            tracing::warn!(%failure, inode = file.ino().0, "closing a file at unmount");
+        let inode = file.ino().0;
+        if let Err(failure) = close(local, file).await {
+            tracing::warn!(%failure, inode, "closing a file at unmount");
         }
+    }
+    while local.closing.get() > 0 {
+        local.host.sleep(std::time::Duration::from_millis(1)).await;
     }
 }
