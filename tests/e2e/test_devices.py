@@ -91,7 +91,7 @@ class NotVolumes(Case):
         with open(self.image, "r+b") as file:
             file.seek(2 * 4096 + 0xC0 + 0x38)
             file.write((11).to_bytes(4, "little"))
-        self.refuse("s_blocksize_bits")
+        self.refuse("not a mountable ocfs2 volume", "2^11")
 
     def test_unknown_incompatible_feature(self):
         self.format(None, "--fs-feature-level=max-compat")

@@ -18,7 +18,7 @@ class Files(Case):
         for size in sizes:
             for mode in ("--direct", "--buffered"):
                 self.assertEqual(self.get(f"data:/s{size}{mode}", mode), pattern(size, size))
-                self.assertEqual(self.stat(f"data:/s{size}{mode}")["size"], size)
+                self.assertEqual(self.stat(f"data:/s{size}{mode}")["size_bytes"], size)
         self.put("/s0--direct", b"appended", "--append")
         self.put("/s0--direct", b" twice", "--append")
         self.assertEqual(self.get("/s0--direct"), b"appended twice")
@@ -136,7 +136,7 @@ class Limits(Case):
         self.cli("truncate", "-s", str(4 << 30), "/sparse")
         self.put("/sparse", b"end", "--append")
         stat = self.stat("/sparse")
-        self.assertEqual(stat["size"], (4 << 30) + 3)
+        self.assertEqual(stat["size_bytes"], (4 << 30) + 3)
         back = os.path.join(self.dir, "sparse")
         self.cli("get", "/sparse", back)
         digest = hashlib.sha256()
