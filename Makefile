@@ -30,7 +30,7 @@ lint: deps ## rustfmt and clippy, warnings denied
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-unit: deps
+unit: deps ## the tests alone (tests/run unit, tests/run e2e: a part of them)
 	@tests/run
 
 docs: ## API documentation
