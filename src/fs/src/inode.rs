@@ -12,6 +12,7 @@ use crate::cache::BlockRef;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::journal::Tid;
+use crate::limits;
 use crate::range_lock::RangeLocks;
 
 /// An inode that somebody uses.
@@ -24,10 +25,10 @@ pub struct Inode {
     pub ranges: RangeLocks,
     /// Open handles. Unlinked with this above zero, it waits in the orphan directory.
     pub opens: Cell<u32>,
-    /// The last transaction that changed anything fsync has to wait for.
-    pub last_tid: Cell<Option<Tid>>,
-    /// File data was written since the last flush of the device.
-    pub unflushed: Cell<bool>,
+    /// What fsync has to wait for.
+    unsettled: Cell<Unsettled>,
+    /// Where that goes when nobody uses the inode any more.
+    left: Rc<RefCell<Left>>,
     /// Deleted: the block may already be another inode.
     deleted: Cell<bool>,
 }
@@ -70,7 +71,89 @@ impl Inode {
 
     /// Notes that fsync has to wait for this transaction.
     pub fn changed_in(&self, tid: Tid) {
-        self.last_tid.set(Some(tid));
+        let tid = Some(tid);
+        self.unsettled.set(Unsettled {
+            tid,
+            ..self.unsettled.get()
+        });
+    }
+
+    /// Notes that a write of file data has ended that no commit is sure to cover.
+    pub fn data_written(&self) {
+        let now = self.unsettled.get();
+        let written = now.written + 1;
+        self.unsettled.set(Unsettled { written, ..now });
+    }
+
+    /// What is to be made durable for an fsync that begins now.
+    pub fn unsettled(&self) -> Unsettled {
+        self.unsettled.get()
+    }
+
+    /// The device was flushed for the data that `covered` counts. Not earlier: another fsync that
+    /// runs at the same time must not take a flush for done that has only begun.
+    pub fn data_flushed(&self, covered: Unsettled) {
+        let now = self.unsettled.get();
+        let flushed = now.flushed.max(covered.written);
+        self.unsettled.set(Unsettled { flushed, ..now });
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        let unsettled = self.unsettled.get();
+        if !self.deleted.get() && (unsettled.tid.is_some() || unsettled.has_data()) {
+            self.left.borrow_mut().add(self.nr, unsettled);
+        }
+    }
+}
+
+/// What an fsync of an inode has to make durable.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unsettled {
+    /// The last transaction that changed the inode.
+    pub tid: Option<Tid>,
+    /// Writes of file data that have ended, and how many of them were flushed.
+    written: u64,
+    flushed: u64,
+}
+
+impl Unsettled {
+    /// Some data is not flushed.
+    pub fn has_data(self) -> bool {
+        self.written > self.flushed
+    }
+
+    fn and(self, other: Unsettled) -> Unsettled {
+        Unsettled {
+            tid: self.tid.max(other.tid),
+            written: u64::from(self.has_data() || other.has_data()),
+            flushed: 0,
+        }
+    }
+}
+
+/// What is unsettled of inodes that nobody uses: a file that is opened again for its fsync, a
+/// directory that is only named for it.
+#[derive(Default)]
+struct Left {
+    by_inode: HashMap<BlockNr, Unsettled>,
+    /// For any inode: what did not fit. An fsync too many does no harm.
+    of_any: Unsettled,
+}
+
+impl Left {
+    fn add(&mut self, nr: BlockNr, unsettled: Unsettled) {
+        if self.by_inode.len() >= limits::UNSETTLED_INODES {
+            let all = self.by_inode.drain().map(|(_, unsettled)| unsettled);
+            self.of_any = all.fold(self.of_any, Unsettled::and);
+        }
+        self.by_inode.insert(nr, unsettled);
+    }
+
+    fn take(&mut self, nr: BlockNr) -> Unsettled {
+        let own = self.by_inode.remove(&nr).unwrap_or_default();
+        own.and(self.of_any)
     }
 }
 
@@ -78,6 +161,7 @@ impl Inode {
 #[derive(Default)]
 pub struct Inodes {
     table: RefCell<HashMap<BlockNr, Weak<Inode>>>,
+    left: Rc<RefCell<Left>>,
 }
 
 impl Inodes {
@@ -105,8 +189,8 @@ impl Inodes {
             lock: RwLock::new(()),
             ranges: RangeLocks::default(),
             opens: Cell::new(0),
-            last_tid: Cell::new(None),
-            unflushed: Cell::new(false),
+            unsettled: Cell::new(self.left.borrow_mut().take(nr)),
+            left: self.left.clone(),
             deleted: Cell::new(false),
         });
         let mut table = self.table.borrow_mut();

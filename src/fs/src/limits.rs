@@ -34,3 +34,5 @@ pub const JOURNAL_MIN_BYTES: u64 = 4 << 20;
 pub const REPLAY_BATCH_BLOCKS: usize = 4096;
 /// How long freed clusters wait in the truncate log for more to come.
 pub const TRUNCATE_LOG_DELAY: Duration = Duration::from_secs(2);
+/// Inodes out of use of which it is remembered one by one what their fsync has to wait for.
+pub const UNSETTLED_INODES: usize = 4096;

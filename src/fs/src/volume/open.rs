@@ -140,22 +140,22 @@ impl Volume {
 
     pub(super) async fn fsync_inode(&self, inode: &InodeRef, _datasync: bool) -> Result<()> {
         let core = self.core();
-        // Cleared before the flush: a write that ends during it sets it again.
-        let unflushed = inode.unflushed.replace(false);
-        if let Some(tid) = inode.last_tid.get()
+        let unsettled = inode.unsettled();
+        let mut flush = unsettled.has_data();
+        if let Some(tid) = unsettled.tid
             && tid > core.journal.committed_tid()
         {
-            // A commit flushes the device before its commit block, so the data is safe as well.
-            let result = core.journal.wait_committed(tid).await;
-            if result.is_err() {
-                inode.unflushed.set(unflushed);
-            }
-            return result;
+            // A commit flushes the device before its commit block, and so our data, if it begins
+            // after the data was written: not if it is on its way already.
+            flush &= tid < core.journal.running_tid();
+            core.journal.wait_committed(tid).await?;
+            // Nothing was committed if all that the transaction had was taken back.
+            flush |= unsettled.has_data() && tid > core.journal.committed_tid();
         }
-        if unflushed && let Err(error) = runtime::BlockDeviceExt::flush(&*core.device).await {
-            inode.unflushed.set(true);
-            return Err(error.into());
+        if flush {
+            runtime::BlockDeviceExt::flush(&*core.device).await?;
         }
+        inode.data_flushed(unsettled);
         Ok(())
     }
 

@@ -100,7 +100,7 @@ impl Volume {
         if !run.flags.contains(ExtentFlags::UNWRITTEN) {
             self.overwrite(inode, first, at, at % cluster, piece)
                 .await?;
-            inode.unflushed.set(true);
+            inode.data_written();
             self.finish_overwrite(inode, end).await?;
             return Ok((Path::InPlace, piece.len()));
         }
@@ -240,9 +240,10 @@ impl Volume {
             start.0 + u64::from(core.geometry.blocks_per_cluster()) * u64::from(cpos - run.cpos),
         );
         let zeroes = vec![0u8; (to - from) as usize];
-        inode.unflushed.set(true);
         self.overwrite(inode, first, from, from % cluster, &zeroes)
-            .await
+            .await?;
+        inode.data_written();
+        Ok(())
     }
 
     /// Size and times of a step that changed metadata anyway.

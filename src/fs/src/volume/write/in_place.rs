@@ -45,7 +45,7 @@ impl Volume {
             .write_pieces(&pieces, range, iocb.position(), iocb.rest())
             .await;
         if bytes > 0 {
-            inode.unflushed.set(true);
+            inode.data_written();
             self.finish_overwrite(inode, end.min(iocb.position() + bytes as u64))
                 .await?;
         }
@@ -75,7 +75,7 @@ impl Volume {
         if let Err(error) = result {
             return (buffer, Err(error.into()));
         }
-        file.inode().unflushed.set(true);
+        file.inode().data_written();
         let finished = self.finish_overwrite(file.inode(), position + len).await;
         (buffer, finished.map(|()| Some(len)))
     }
