@@ -6,6 +6,7 @@
 
 mod attr;
 mod check;
+mod fill;
 mod lookup;
 mod mount;
 mod names;

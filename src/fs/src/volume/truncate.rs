@@ -52,8 +52,14 @@ impl Volume {
         }
         if size >= old {
             self.zero_gap(inode, old, size).await?;
+            self.fill_to(inode, size).await?;
             return self.set_size(inode, size).await;
         }
+        self.shrink(inode, size).await
+    }
+
+    /// To a smaller size, of a file that is not inline.
+    pub(super) async fn shrink(&self, inode: &InodeRef, size: u64) -> Result<()> {
         self.zero_tail(inode, size).await?;
         self.set_size(inode, size).await?;
         let keep = self.core().geometry.clusters_for_bytes(size);

@@ -65,19 +65,32 @@ impl Volume {
         let size = inode.dinode().i_size.get();
         if iocb.position() > size {
             self.zero_gap(&inode, size, iocb.position()).await?;
+            self.fill_to(&inode, iocb.position()).await?;
         }
+        let begun_at = iocb.position();
         while !iocb.rest().is_empty() {
-            let (path, bytes) = self
-                .write_step(&inode, iocb.position(), iocb.rest())
-                .await?;
-            iocb.advance(path, bytes, false, true);
+            let step = self.write_step(&inode, iocb.position(), iocb.rest());
+            match step.await {
+                Ok((path, bytes)) => iocb.advance(path, bytes, false, true),
+                Err(error) => {
+                    if iocb.position() == begun_at {
+                        self.take_back(&inode, size).await?;
+                    }
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }
 
     /// The next piece: as far as one extent, and one step's limit, goes. Planned afresh from what
     /// the tree says now.
-    async fn write_step(&self, inode: &InodeRef, at: u64, data: &[u8]) -> Result<(Path, usize)> {
+    pub(in crate::volume) async fn write_step(
+        &self,
+        inode: &InodeRef,
+        at: u64,
+        data: &[u8],
+    ) -> Result<(Path, usize)> {
         let core = self.core();
         let cluster = core.geometry.cluster_size() as u64;
         let root = extent::Root::dinode(inode.block());
