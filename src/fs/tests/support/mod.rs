@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it panics")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod tree;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -224,4 +226,17 @@ pub async fn names(volume: &Volume, dir: Ino) -> Result<Vec<Vec<u8>>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// The seeds a random test runs: `OCELOT_SEED` alone, or the first `OCELOT_SEEDS`, or so many.
+pub fn seeds(default: u64) -> Vec<u64> {
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
+    match number("OCELOT_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("OCELOT_SEEDS").unwrap_or(default)).collect(),
+    }
 }
