@@ -345,3 +345,61 @@ fn r42_names_outside_ascii_are_indexed_as_fsck_hashes_them() {
         volume.unmount().await.unwrap();
     });
 }
+
+#[test]
+fn without_holes_a_gap_takes_clusters() {
+    // The kernel's rule for volumes without sparse files, and fsck.ocfs2's: a cluster for each
+    // part of the size. Both a write past the end and a longer size left holes there.
+    let rig = Rig::new(4096, 4096, 64, PLAIN);
+    rig.run(async {
+        let volume = rig.mount().await.unwrap();
+        let root = volume.root();
+        let mut content = pattern(1, 100);
+        let ino = put(&volume, root, b"f", &content).await.unwrap().ino;
+        let file = volume.open(ino, READ_WRITE).await.unwrap();
+        write_all(&volume, &file, 3_000_000, b"end").await.unwrap();
+        volume.close(file).await.unwrap();
+        content.resize(3_000_000, 0);
+        content.extend_from_slice(b"end");
+        let attr = volume.getattr(ino).await.unwrap();
+        assert_eq!(attr.blocks, 3_000_003u64.div_ceil(4096) * 8);
+        let resize = async |size| {
+            let set = SetAttr {
+                size_bytes: Some(size),
+                ..SetAttr::default()
+            };
+            volume.setattr(ino, set).await
+        };
+        assert_eq!(resize(4_000_001).await.unwrap().blocks, 977 * 8);
+        content.resize(4_000_001, 0);
+        // More than there is: nothing of it stays.
+        let free = volume.statfs().await.unwrap().free_bytes;
+        let error = resize(1 << 30).await.unwrap_err();
+        assert_eq!(error.errno(), Errno::ENOSPC);
+        let attr = volume.getattr(ino).await.unwrap();
+        assert_eq!((attr.size_bytes, attr.blocks), (4_000_001, 977 * 8));
+        volume.sync().await.unwrap();
+        assert!(get(&volume, ino).await.unwrap() == content);
+        volume.unmount().await.unwrap();
+        let volume = rig.mount().await.unwrap();
+        assert!(volume.statfs().await.unwrap().free_bytes >= free);
+        volume.unmount().await.unwrap();
+    });
+    rig.fsck();
+}
+
+#[test]
+fn inline_data_shows_sectors() {
+    // As the kernel: a file with its data in the inode is not all hole.
+    let rig = Rig::new(4096, 4096, 64, ALL);
+    rig.run(async {
+        let volume = rig.mount().await.unwrap();
+        for (name, size, blocks) in [("a", 0, 0), ("b", 1, 1), ("c", 600, 2), ("d", 4096, 8)] {
+            let attr = put(&volume, volume.root(), name.as_bytes(), &pattern(1, size))
+                .await
+                .unwrap();
+            assert_eq!(attr.blocks, blocks, "{size} bytes");
+        }
+        volume.unmount().await.unwrap();
+    });
+}

@@ -42,8 +42,9 @@ impl Volume {
                 _ => 0,
             },
             size_bytes: d.i_size.get(),
+            // A file with its data in the inode shows a sector, or programs take it for a hole.
             blocks: if inline {
-                0
+                d.i_size.get().div_ceil(512)
             } else {
                 u64::from(d.i_clusters.get()) * sectors_per_cluster
             },
