@@ -403,3 +403,56 @@ fn inline_data_shows_sectors() {
         volume.unmount().await.unwrap();
     });
 }
+
+#[test]
+fn acls_are_shown_with_a_version_and_stored_without() {
+    // The kernel's value for u::rwx u:1000:rwx g::r-x m::rwx o::r-x, of which it keeps 40 bytes;
+    // the door showed these 40.
+    let rig = Rig::new(4096, 4096, 64, ALL);
+    let name = b"system.posix_acl_access";
+    let entry = |tag: u16, permissions: u16, id: u32| {
+        let mut bytes = [tag.to_le_bytes(), permissions.to_le_bytes()].concat();
+        bytes.extend_from_slice(&id.to_le_bytes());
+        bytes
+    };
+    let acl = [
+        2u32.to_le_bytes().to_vec(),
+        entry(0x01, 7, !0),
+        entry(0x02, 7, 1000),
+        entry(0x04, 5, !0),
+        entry(0x10, 7, !0),
+        entry(0x20, 5, !0),
+    ]
+    .concat();
+    rig.run(async {
+        let volume = rig.mount().await.unwrap();
+        let root = volume.root();
+        let ino = volume.mkdir(root, b"d", new_inode()).await.unwrap().ino;
+        let any = fs::xattr::XattrMode::Any;
+        volume.setxattr(ino, name, &acl, any).await.unwrap();
+        assert_eq!(volume.getxattr(ino, name).await.unwrap(), acl);
+        assert_eq!(
+            volume.listxattr(ino).await.unwrap(),
+            [(name.to_vec(), acl.len() as u64)]
+        );
+        for (wrong, errno) in [
+            (&acl[..43], Errno::EINVAL),
+            (&acl[..3], Errno::EINVAL),
+            (&acl[4..], Errno::EOPNOTSUPP),
+        ] {
+            let error = volume.setxattr(ino, name, wrong, any).await.unwrap_err();
+            assert_eq!(error.errno(), errno, "{error}");
+        }
+        volume.unmount().await.unwrap();
+    });
+    rig.fsck();
+    let path = rig.path();
+    let (text, _) = tool(
+        "debugfs.ocfs2",
+        &["-R", "xattr -v /d", path.to_str().unwrap()],
+    );
+    assert!(
+        text.lines().any(|line| line.trim_end().ends_with(" 40")),
+        "{text}"
+    );
+}

@@ -22,6 +22,9 @@ judge() {
   local log=$work/$1.kernel rc
   vm "$oracle/kernel-mount-check" --fsck "$work/$1.img" "$work/$1.sha256" > "$log" 2>&1
   rc=$?
+  # Its write test sets an attribute, which the oldest format does not have; nothing else may be wrong.
+  case $1 in *plain*) [ "$(grep -ac '^FAIL' "$log")" = 1 ] && grep -aq '^FAIL: mkdir/setfattr' "$log" &&
+    grep -aq '^LISTING: .* 0 differences' "$log" && rc=0 ;; esac
   sed -n '/^== manifest/,/^== end of manifest/{/^==/!p}' "$log" | grep -av '^E' > "$log.lines"
   # After a replay Linux keeps the root inode as it read it before: its own counts are off by then as well.
   case $1 in *-crash) drop='\t\.$' ;; *) drop='^$' ;; esac

@@ -4,6 +4,7 @@
 //! values, and answers with a typed error. An operation that meets corruption stops all writing:
 //! the volume turns read-only, keeps the first cause, and goes on serving reads.
 
+mod acl;
 mod attr;
 mod check;
 mod fill;

@@ -1,6 +1,6 @@
 //! Extended attributes, through the door.
 
-use super::{Ino, Volume, kind_of};
+use super::{Ino, Volume, acl, kind_of};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::xattr::{self, XattrMode};
@@ -12,7 +12,11 @@ impl Volume {
         let result = async {
             let inode = self.client_inode(ino).await?;
             let _shared = inode.shared().await?;
-            xattr::list(self.core(), &inode).await
+            let mut list = xattr::list(self.core(), &inode).await?;
+            for (name, size) in &mut list {
+                *size = acl::shown_len(name, *size);
+            }
+            Ok(list)
         }
         .await;
         self.watch(result)
@@ -23,9 +27,14 @@ impl Volume {
         let result = async {
             let inode = self.client_inode(ino).await?;
             let _shared = inode.shared().await?;
-            xattr::get(self.core(), &inode, name)
+            let stored = xattr::get(self.core(), &inode, name)
                 .await?
-                .ok_or_else(|| no_attribute(name))
+                .ok_or_else(|| no_attribute(name))?;
+            if acl::is_acl(name) {
+                acl::show(&stored)
+            } else {
+                Ok(stored)
+            }
         }
         .await;
         self.watch(result)
@@ -58,6 +67,10 @@ impl Volume {
                 return Err(Error::NotPermitted(
                     "user.* attributes are for files and directories".into(),
                 ));
+            }
+            if acl::is_acl(name) {
+                let stored = acl::store(value)?;
+                return xattr::set(self.core(), &inode, name, &stored, mode).await;
             }
             xattr::set(self.core(), &inode, name, value, mode).await
         }
