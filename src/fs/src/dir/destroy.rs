@@ -54,7 +54,7 @@ async fn release(core: &Core, tree: &Root) -> Result<()> {
         }
         let mut h = core.journal.begin(STEP_BLOCKS).await?;
         for run in runs.iter().rev() {
-            for gone in extent::remove(core, &mut h, tree, run.cpos, run.clusters).await? {
+            for gone in extent::take(core, &mut h, tree, run.cpos, run.clusters).await? {
                 if let Some(start) = core.geometry.cluster_of(gone.physical) {
                     alloc::release_metadata_clusters(core, &mut h, start, gone.clusters).await?;
                 }

@@ -92,6 +92,23 @@ pub async fn remove(
     Ok(removed)
 }
 
+/// As [`remove`], of what the caller has just seen in the tree. That it is not found there means a
+/// tree out of order: an error, because whoever empties a tree would go on for ever.
+pub async fn take(
+    core: &Core,
+    h: &mut Handle<'_>,
+    root: &Root,
+    cpos: u32,
+    clusters: u32,
+) -> Result<Vec<Run>> {
+    let removed = remove(core, h, root, cpos, clusters).await?;
+    if removed.is_empty() {
+        let rule = "a record that is in a leaf is not found from the root";
+        return Err(Root::corrupt(root.block.nr(), "e_cpos", cpos.into(), rule));
+    }
+    Ok(removed)
+}
+
 /// Sets and clears flags of `clusters` clusters at `cpos`, all of which the tree must have.
 pub async fn set_flags(
     core: &Core,

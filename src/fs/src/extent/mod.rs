@@ -31,7 +31,7 @@ mod root;
 mod tests;
 
 pub use check::self_check;
-pub use edit::{insert, remove, set_flags};
+pub use edit::{insert, remove, set_flags, take};
 pub use read::{floor, last_runs, lookup, runs};
 pub use root::Root;
 

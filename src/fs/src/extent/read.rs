@@ -35,7 +35,13 @@ pub async fn lookup(core: &Core, root: &Root, cpos: u32) -> Result<Mapping> {
             .first()
             .map(|rec| rec.e_cpos.get());
     }
-    let clusters = next.map_or(u32::MAX - cpos, |next| next.saturating_sub(cpos));
+    // A hole without length would keep its reader where he is.
+    if let Some(next) = next.filter(|next| *next <= cpos) {
+        let rule = "a leaf holds records that belong to the left of it";
+        let nr = path.leaf().block.nr();
+        return Err(Root::corrupt(nr, "e_cpos", next.into(), rule));
+    }
+    let clusters = next.map_or((u32::MAX - cpos).max(1), |next| next - cpos);
     Ok(Mapping {
         cpos,
         clusters,

@@ -181,7 +181,7 @@ impl Volume {
         count: u32,
     ) -> Result<()> {
         let core = self.core();
-        for run in extent::remove(core, h, root, start, count).await? {
+        for run in extent::take(core, h, root, start, count).await? {
             let cluster = core.geometry.cluster_of(run.physical).ok_or_else(|| {
                 Error::TooBig(format!("block {} is past 2^32 clusters", run.physical))
             })?;

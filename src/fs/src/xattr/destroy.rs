@@ -111,7 +111,7 @@ async fn free_buckets(core: &Core, block: &BlockRef) -> Result<()> {
                 .geometry
                 .cluster_of(rec.block())
                 .expect("the tree was read with its records checked");
-            extent::remove(core, &mut h, &root, rec.e_cpos.get(), rec.clusters(0)).await?;
+            extent::take(core, &mut h, &root, rec.e_cpos.get(), rec.clusters(0)).await?;
             alloc::release_metadata_clusters(core, &mut h, start, rec.clusters(0)).await?;
             h.commit();
             Ok(())
