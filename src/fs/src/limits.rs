@@ -22,6 +22,8 @@ pub const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 pub const EXTENT_CLUSTERS_MAX: u32 = 65535;
 /// Most bytes one read returns.
 pub const READ_MAX: u64 = 16 << 20;
+/// Most extents one listing returns.
+pub const EXTENTS_MAX: usize = 4096;
 /// Most bytes one step of a write covers; a longer write is several steps.
 pub const WRITE_STEP: u64 = 1 << 20;
 /// Largest single write of a commit, a checkpoint or a replay, in bytes.

@@ -7,11 +7,13 @@
 mod acl;
 mod attr;
 mod check;
+mod clone;
 mod fill;
 mod lookup;
 mod mount;
 mod names;
 mod open;
+mod ranges;
 mod read;
 mod remove;
 mod rename;
@@ -33,7 +35,9 @@ use crate::error::{Error, Result};
 use crate::inode::InodeRef;
 use crate::limits;
 
+pub use clone::CloneAs;
 pub use open::FileHandle;
+pub use ranges::{ExtentInfo, RangeMode, SeekFor};
 pub use types::{
     Attr, DirEntry, FileKind, IfExists, Ino, MountOptions, NewInode, OpenFlags, RenameMode,
     SetAttr, SetTime, StatFs, VolumeInfo, Written,

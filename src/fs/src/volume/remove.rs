@@ -130,7 +130,7 @@ impl Volume {
         dir::insert_blocks(core, &orphans, &orphan_name(inode.nr())).await
     }
 
-    async fn add_orphan(&self, h: &mut Handle<'_>, inode: &InodeRef) -> Result<()> {
+    pub(super) async fn add_orphan(&self, h: &mut Handle<'_>, inode: &InodeRef) -> Result<()> {
         let core = self.core();
         let orphans = self
             .inode_any(core.system_file(SystemFile::OrphanDir))
@@ -174,7 +174,7 @@ impl Volume {
     }
 
     /// Frees everything an orphan has, then the orphan. The caller has it exclusively.
-    async fn delete(&self, inode: &InodeRef) -> Result<()> {
+    pub(super) async fn delete(&self, inode: &InodeRef) -> Result<()> {
         let core = self.core();
         if kind_of(inode) == FileKind::Directory {
             dir::destroy(core, inode).await?;

@@ -80,14 +80,14 @@ impl Volume {
         Ok(())
     }
 
-    async fn set_size(&self, inode: &InodeRef, size: u64) -> Result<()> {
+    pub(super) async fn set_size(&self, inode: &InodeRef, size: u64) -> Result<()> {
         let mut h = self.core().journal.begin(1).await?;
         self.update_size(Dinode::of_mut(&mut h.modify(inode.block())), size);
         inode.changed_in(h.commit());
         Ok(())
     }
 
-    fn update_size(&self, d: &mut Dinode, size: u64) {
+    pub(super) fn update_size(&self, d: &mut Dinode, size: u64) {
         d.i_size.set(size);
         d.i_mode.set(without_set_id(d.i_mode.get()));
         touch(d, self.core().now());

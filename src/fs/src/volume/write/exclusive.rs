@@ -153,7 +153,11 @@ impl Volume {
     }
 
     /// The cluster after the one that precedes `cpos` in the file.
-    async fn goal(&self, root: &extent::Root, cpos: u32) -> Result<Option<ClusterNr>> {
+    pub(in crate::volume) async fn goal(
+        &self,
+        root: &extent::Root,
+        cpos: u32,
+    ) -> Result<Option<ClusterNr>> {
         let Some(before) = cpos.checked_sub(1) else {
             return Ok(None);
         };
