@@ -19,7 +19,7 @@ ocelot() { "$BIN/ocelot" "$@"; }
 # format IMAGE MIB: a local OCFS2 volume with all features, in a sparse file
 format() {
   rm -f "$1"; truncate -s "${2}M" "$1"
-  mkfs.ocfs2 -q -x -F -M local -N 2 -L demo --fs-feature-level=max-features "$1" || die "mkfs.ocfs2 failed"
+  mkfs.ocfs2 -q -x -F -M local -N 2 -b 4096 -C 4096 -L demo --fs-feature-level=max-features "$1" || die "mkfs.ocfs2 failed"
 }
 
 # configure IMAGE [TCP]: a configuration with that one volume
