@@ -99,6 +99,8 @@ pub struct Cache {
     budget_bytes: usize,
     /// Single-bit errors corrected from the checksum since mount.
     corrected: Cell<u64>,
+    /// Moves on with every change of a block that may be part of an extent tree.
+    shape: Cell<u64>,
     /// Blocks being read, and whether what is read is outdated already.
     loading: RefCell<Map<Rc<Cell<bool>>>>,
     /// A read has ended.
@@ -146,8 +148,21 @@ impl Cache {
             bytes: Cell::new(0),
             budget_bytes,
             corrected: Cell::new(0),
+            shape: Cell::new(0),
             loading: RefCell::default(),
             loaded: Signal::default(),
+        }
+    }
+
+    /// A stamp for what is remembered of extent trees: good while it is the same.
+    pub fn shape(&self) -> u64 {
+        self.shape.get()
+    }
+
+    /// A block is about to change, or was put back.
+    pub(crate) fn note_change(&self, kind: Kind) {
+        if matches!(kind, Kind::Dinode | Kind::ExtentBlock) {
+            self.shape.set(self.shape.get() + 1);
         }
     }
 

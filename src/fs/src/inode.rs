@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::journal::Tid;
 use crate::limits;
 use crate::range_lock::RangeLocks;
+use crate::run_cache::RunCache;
 
 /// An inode that somebody uses.
 pub struct Inode {
@@ -23,6 +24,8 @@ pub struct Inode {
     pub lock: RwLock<()>,
     /// Writes that run at the same time, under the shared lock.
     pub ranges: RangeLocks,
+    /// Extents found lately.
+    pub runs: RunCache,
     /// Open handles. Unlinked with this above zero, it waits in the orphan directory.
     pub opens: Cell<u32>,
     /// What fsync has to wait for.
@@ -188,6 +191,7 @@ impl Inodes {
             block,
             lock: RwLock::new(()),
             ranges: RangeLocks::default(),
+            runs: RunCache::default(),
             opens: Cell::new(0),
             unsettled: Cell::new(self.left.borrow_mut().take(nr)),
             left: self.left.clone(),

@@ -28,6 +28,7 @@ pub mod journal;
 pub mod limits;
 mod range_lock;
 pub mod refcount;
+mod run_cache;
 pub mod slot_map;
 pub mod system;
 #[cfg(test)]

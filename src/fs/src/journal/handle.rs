@@ -49,6 +49,7 @@ impl<'a> Handle<'a> {
     /// The block's bytes, to change. The first call joins the block to the transaction.
     /// Not to be held across an await.
     pub fn modify<'b>(&mut self, block: &'b BlockRef) -> RefMut<'b, [u8]> {
+        self.inner.cache.note_change(block.kind());
         let before = (block.snapshot(), block.kind());
         self.touch(block, Some(before));
         RefMut::map(block.cell().borrow_mut(), |bytes| {
@@ -58,6 +59,7 @@ impl<'a> Handle<'a> {
 
     /// A block just allocated, as zeroes, joined. The caller fills it in.
     pub fn fresh(&mut self, nr: BlockNr, kind: Kind) -> BlockRef {
+        self.inner.cache.note_change(kind);
         let (block, is_new) = self.inner.cache.fresh(nr, kind);
         let before = (!is_new).then(|| (block.snapshot(), block.kind()));
         self.touch(&block, before);
@@ -165,6 +167,7 @@ impl Drop for Handle<'_> {
             return;
         }
         for undo in self.undo.drain(..).rev() {
+            self.inner.cache.note_change(undo.block.kind());
             if undo.joined_here {
                 self.inner.leave(&undo.block);
             }

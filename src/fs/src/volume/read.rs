@@ -9,9 +9,9 @@ use runtime::{BlockDeviceExt, Buffer};
 
 use super::{FileHandle, FileKind, Ino, Volume, kind_of};
 use crate::error::{Error, Result};
-use crate::extent;
 use crate::inode::InodeRef;
 use crate::limits;
+use crate::run_cache;
 
 /// A buffer whose window becomes shared bytes without a copy.
 struct Owned(Buffer);
@@ -160,14 +160,13 @@ impl Volume {
     async fn pieces(&self, inode: &InodeRef, first: u64, blocks: u64) -> Result<Vec<Piece>> {
         let core = self.core();
         let per_cluster = u64::from(core.geometry.blocks_per_cluster());
-        let root = extent::Root::dinode(inode.block());
         let mut pieces = Vec::new();
         let (mut at, end) = (first, first + blocks);
         while at < end {
             let cpos = u32::try_from(at / per_cluster).map_err(|_| {
                 Error::TooBig(format!("block {at} of a file is past 2^32 clusters"))
             })?;
-            let run = extent::lookup(core, &root, cpos).await?;
+            let run = run_cache::lookup(core, inode, cpos).await?;
             let into = at - u64::from(run.cpos) * per_cluster;
             let run_blocks = u64::from(run.clusters) * per_cluster;
             let count = (run_blocks - into).min(end - at);

@@ -10,9 +10,9 @@ use runtime::{BlockDeviceExt, Buffer};
 
 use super::iocb::{Iocb, Path};
 use crate::error::{Error, Result};
-use crate::extent;
 use crate::inode::Inode;
 use crate::range_lock::{Range, RangeGuard};
+use crate::run_cache;
 use crate::volume::attr::without_set_id;
 use crate::volume::{FileHandle, Volume};
 
@@ -131,9 +131,8 @@ impl Volume {
     ) -> Result<Option<BlockNr>> {
         let core = self.core();
         let cluster = core.geometry.cluster_size() as u64;
-        let root = extent::Root::dinode(inode.block());
         let cpos = (position / cluster) as u32;
-        let run = extent::lookup(core, &root, cpos).await?;
+        let run = run_cache::lookup(core, inode, cpos).await?;
         let end = (u64::from(run.cpos) + u64::from(run.clusters)) * cluster;
         let usable = match shared_too {
             true => !run.flags.contains(ExtentFlags::UNWRITTEN),
@@ -160,11 +159,10 @@ impl Volume {
         let core = self.core();
         let block = core.block_size() as u64;
         let per_cluster = u64::from(core.geometry.blocks_per_cluster());
-        let root = extent::Root::dinode(inode.block());
         let (mut at, end) = (position / block, (position + len).div_ceil(block));
         let mut pieces = Vec::new();
         while at < end {
-            let run = extent::lookup(core, &root, (at / per_cluster) as u32).await?;
+            let run = run_cache::lookup(core, inode, (at / per_cluster) as u32).await?;
             let Some(start) = run.physical.filter(|_| run.flags == ExtentFlags::empty()) else {
                 return Ok(None);
             };
