@@ -3,6 +3,10 @@
 //! Every operation passes the gate (unmount waits for those inside), names what it needs in owned
 //! values, and answers with a typed error. An operation that meets corruption stops all writing:
 //! the volume turns read-only, keeps the first cause, and goes on serving reads.
+//!
+//! An operation that writes is run to its end: its future is not to be dropped half-way. A write to
+//! the device that is on its way then could reach clusters, or a range, that somebody else has
+//! meanwhile. Who may give up waiting spawns the operation and gives up its answer.
 
 mod acl;
 mod attr;
