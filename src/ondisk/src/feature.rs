@@ -80,7 +80,7 @@ impl Incompat {
 }
 
 impl RoCompat {
-    /// What this implementation keeps right when it writes.
+    /// With what it writes. Of quotas it keeps the structures valid, not the usage: fsck.ocfs2 recomputes that.
     pub const SUPPORTED: Self = Self::UNWRITTEN.union(Self::USRQUOTA).union(Self::GRPQUOTA);
 
     /// The bits that forbid writing.
