@@ -154,6 +154,53 @@ pub enum Command {
         #[arg(required = true)]
         paths: Vec<Remote>,
     },
+    /// Allocate, punch or zero a range of a file; by default allocate, and grow the file if need be.
+    Fallocate {
+        /// The file's size stays.
+        #[arg(short, long)]
+        keep_size: bool,
+        /// Give the range's space back; it reads as zero.
+        #[arg(short, long, conflicts_with = "zero_range")]
+        punch_hole: bool,
+        /// Allocate the range, and make it read as zero.
+        #[arg(short, long)]
+        zero_range: bool,
+        /// Bytes; K, M, G, T for powers of 1024.
+        #[arg(short, long, value_parser = parse_size, default_value = "0")]
+        offset: u64,
+        /// Bytes; K, M, G, T for powers of 1024.
+        #[arg(short, long, value_parser = parse_size)]
+        length: u64,
+        path: Remote,
+    },
+    /// Make a file that shares another's space until either is written.
+    Reflink {
+        from: Remote,
+        /// The new name, or the directory to make it in.
+        to: Remote,
+        /// Keep owner, group, set-id bits, modification time, ACLs and security attributes.
+        #[arg(short, long)]
+        preserve: bool,
+    },
+    /// Show where a file lies on its device.
+    Extents {
+        path: Remote,
+        #[command(flatten)]
+        link: Link,
+    },
+    /// Find the next data or hole of a file; exit status 3 if there is none.
+    #[command(group(clap::ArgGroup::new("what").required(true)))]
+    Seek {
+        #[arg(long, group = "what")]
+        data: bool,
+        /// The end of the file is one.
+        #[arg(long, group = "what")]
+        hole: bool,
+        /// Bytes; K, M, G, T for powers of 1024.
+        #[arg(short, long, value_parser = parse_size, default_value = "0")]
+        offset: u64,
+        path: Remote,
+    },
     /// Show the space on volumes.
     Df { volumes: Vec<String> },
     /// Make everything durable that was changed on volumes.

@@ -16,6 +16,8 @@ pub const IO_COMPLETIONS: usize = 64;
 pub const READ_AHEAD_CHUNKS: usize = 4;
 /// Chunk of a `Read` stream when the client does not choose, in bytes.
 pub const READ_CHUNK_BYTES: usize = 1 << 20;
+/// Extents of a file fetched at a time.
+pub const EXTENTS_BATCH: usize = 1024;
 /// Entries fetched from a directory at a time.
 pub const READDIR_BATCH: usize = 256;
 /// Names' bytes in one message of a directory listing, about.

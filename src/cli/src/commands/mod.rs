@@ -3,6 +3,7 @@
 mod attributes;
 mod listing;
 mod names;
+mod ranges;
 mod volumes;
 mod xattrs;
 
@@ -102,6 +103,26 @@ pub async fn run(session: &mut Session, cli: Cli) -> Result<()> {
         Command::Truncate { size, paths } => {
             attributes::truncate(session, client, size, paths).await
         }
+        Command::Fallocate {
+            keep_size,
+            punch_hole,
+            zero_range,
+            offset,
+            length,
+            path,
+        } => {
+            let mode = ranges::mode(punch_hole, zero_range);
+            ranges::fallocate(client, &path, mode, keep_size, offset, length).await
+        }
+        Command::Reflink { from, to, preserve } => {
+            ranges::reflink(client, from, to, preserve).await
+        }
+        Command::Extents { path, link } => {
+            ranges::extents(session, client, &path, link.no_follow).await
+        }
+        Command::Seek {
+            hole, offset, path, ..
+        } => ranges::seek(session, client, &path, hole, offset).await,
         Command::Df { volumes } => volumes::df(session, client, volumes).await,
         Command::Sync { volumes } => volumes::sync(session, client, volumes).await,
         Command::Xattr(command) => xattrs::run(session, client, command).await,

@@ -8,8 +8,9 @@ use fs::volume::{FileHandle, Volume};
 use runtime::{BlockDevice, Host};
 
 use super::{
-    Attr, DirEntry, Door, FileKind, IfExists, Ino, MountOptions, NewInode, OpenFile, OpenFlags,
-    RenameMode, SetAttr, StatFs, VolumeInfo, Written, XattrMode,
+    Attr, CloneAs, DirEntry, Door, ExtentInfo, FileKind, IfExists, Ino, MountOptions, NewInode,
+    OpenFile, OpenFlags, RangeMode, RenameMode, SeekFor, SetAttr, StatFs, VolumeInfo, Written,
+    XattrMode,
 };
 use crate::failure::{Failure, Result};
 
@@ -135,6 +136,20 @@ impl Door for FsDoor {
         Ok(self.0.rename(from.0, from.1, to.0, to.1, mode).await?)
     }
 
+    async fn clone_file(
+        &self,
+        source: Ino,
+        parent: Ino,
+        name: &[u8],
+        whose: CloneAs,
+    ) -> Result<Attr> {
+        Ok(self.0.clone_file(source, parent, name, whose).await?)
+    }
+
+    async fn extents(&self, ino: Ino, offset: u64, max: usize) -> Result<Vec<ExtentInfo>> {
+        Ok(self.0.extents(ino, offset, max).await?)
+    }
+
     async fn listxattr(&self, ino: Ino) -> Result<Vec<(Vec<u8>, u64)>> {
         Ok(self.0.listxattr(ino).await?)
     }
@@ -186,6 +201,15 @@ impl OpenFile for FsFile {
             position: written.position,
             error: written.error.map(Failure::from),
         }
+    }
+
+    async fn fallocate(&self, mode: RangeMode, offset: u64, len: u64) -> Result<()> {
+        let handle = &self.handle;
+        Ok(self.volume.fallocate(handle, mode, offset, len).await?)
+    }
+
+    async fn seek(&self, what: SeekFor, offset: u64) -> Result<Option<u64>> {
+        Ok(self.volume.seek(&self.handle, what, offset).await?)
     }
 
     async fn fsync(&self, datasync: bool) -> Result<()> {

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use ::fs::volume::{
-    Attr, DirEntry, FileKind, IfExists, Ino, MountOptions, NewInode, OpenFlags, RenameMode,
-    SetAttr, SetTime, StatFs, VolumeInfo,
+    Attr, CloneAs, DirEntry, ExtentInfo, FileKind, IfExists, Ino, MountOptions, NewInode,
+    OpenFlags, RangeMode, RenameMode, SeekFor, SetAttr, SetTime, StatFs, VolumeInfo,
 };
 pub use ::fs::xattr::XattrMode;
 pub use fs::FsDoor;
@@ -69,6 +69,17 @@ pub trait Door {
     async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()>;
     async fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<()>;
 
+    /// A new name for a new inode with the source's content.
+    async fn clone_file(
+        &self,
+        source: Ino,
+        parent: Ino,
+        name: &[u8],
+        whose: CloneAs,
+    ) -> Result<Attr>;
+    /// From the extent that holds `offset` on; none is the end.
+    async fn extents(&self, ino: Ino, offset: u64, max: usize) -> Result<Vec<ExtentInfo>>;
+
     async fn listxattr(&self, ino: Ino) -> Result<Vec<(Vec<u8>, u64)>>;
     async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>>;
     async fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()>;
@@ -86,6 +97,9 @@ pub trait OpenFile {
     async fn read(&self, offset: u64, len: usize) -> Result<Bytes>;
     /// A handle opened for append takes no notice of the offset.
     async fn write(&self, offset: u64, data: Bytes) -> Written;
+    async fn fallocate(&self, mode: RangeMode, offset: u64, len: u64) -> Result<()>;
+    /// `None` is lseek's ENXIO.
+    async fn seek(&self, what: SeekFor, offset: u64) -> Result<Option<u64>>;
     async fn fsync(&self, datasync: bool) -> Result<()>;
     async fn close(&self) -> Result<()>;
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proto::v1;
 use runtime::WallTime;
 
-use crate::door::{Attr, FileKind, Ino, NewInode, SetTime};
+use crate::door::{Attr, ExtentInfo, FileKind, Ino, NewInode, SetTime};
 use crate::failure::{Failure, Result};
 use crate::limits;
 
@@ -89,6 +89,17 @@ pub fn new_inode(new: Option<v1::NewInode>, default_permissions: u16) -> Result<
         uid: new.uid,
         gid: new.gid,
     })
+}
+
+pub fn extent(extent: ExtentInfo) -> v1::Extent {
+    v1::Extent {
+        logical: extent.logical,
+        physical: extent.physical,
+        length: extent.length,
+        unwritten: extent.unwritten,
+        shared: extent.shared,
+        inline: extent.inline,
+    }
 }
 
 pub fn xattr_name(name: &Bytes) -> Result<()> {

@@ -13,7 +13,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert;
 use super::io;
 use super::{Api, ResponseStream};
-use crate::door::{Door, FileKind, IfExists, Ino, NewInode, OpenFlags, Written};
+use crate::door::{
+    Door, FileKind, IfExists, Ino, NewInode, OpenFile, OpenFlags, RangeMode, SeekFor, Written,
+};
 use crate::failure::{Failure, Result as Outcome};
 use crate::handles::{OpenHandle, Session};
 use crate::limits;
@@ -220,6 +222,56 @@ impl Files for Api {
             self.node.clone(),
             request.into_inner(),
         ))))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
+        let AllocateRequest {
+            handle,
+            offset,
+            length,
+            mode,
+            keep_size,
+        } = request.into_inner();
+        let mode = match allocate_request::Mode::try_from(mode) {
+            Ok(allocate_request::Mode::Unspecified) => RangeMode::Allocate { keep_size },
+            Ok(allocate_request::Mode::PunchHole) => RangeMode::PunchHole,
+            Ok(allocate_request::Mode::ZeroRange) => RangeMode::Zero { keep_size },
+            Err(_) => return Err(Failure::field("mode", format!("{mode} is unknown")).into()),
+        };
+        if length == 0 {
+            return Err(Failure::field("length", "must be at least 1").into());
+        }
+        let open = self.node.handles.get(handle)?;
+        io::check_writable(&open)?;
+        io::check_range(offset, length).map_err(|failure| failure.handle(handle))?;
+        let work =
+            move |file: Rc<dyn OpenFile>| async move { file.fallocate(mode, offset, length).await };
+        let done = open.file.call(work).await;
+        done.map_err(|failure| failure.handle(handle))?;
+        Ok(Response::new(AllocateResponse {}))
+    }
+
+    async fn seek(&self, request: Request<SeekRequest>) -> Result<Response<SeekResponse>, Status> {
+        let SeekRequest {
+            handle,
+            offset,
+            target,
+        } = request.into_inner();
+        let what = match seek_request::Target::try_from(target) {
+            Ok(seek_request::Target::Unspecified) => SeekFor::Data,
+            Ok(seek_request::Target::Hole) => SeekFor::Hole,
+            Err(_) => return Err(Failure::field("target", format!("{target} is unknown")).into()),
+        };
+        let open = self.node.handles.get(handle)?;
+        let offset = open
+            .file
+            .call(move |file| async move { file.seek(what, offset).await })
+            .await
+            .map_err(|failure| failure.handle(handle))?;
+        Ok(Response::new(SeekResponse { offset }))
     }
 
     async fn sync(&self, request: Request<SyncRequest>) -> Result<Response<SyncResponse>, Status> {

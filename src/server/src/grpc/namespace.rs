@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{self, Place};
 use super::{Api, ResponseStream};
-use crate::door::{Attr, Door, FileKind, Ino, RenameMode, SetAttr, XattrMode};
+use crate::door::{Attr, CloneAs, Door, FileKind, Ino, RenameMode, SetAttr, XattrMode};
 use crate::failure::{Failure, Result as Outcome};
 use crate::limits;
 use crate::volume::VolumeHandle;
@@ -286,6 +286,86 @@ impl Namespace for Api {
             .on_name(move |door, parent, name| async move { door.link(ino, parent, &name).await })
             .await?;
         Ok(made(&attr, |attributes| LinkResponse { attributes }))
+    }
+
+    async fn clone_file(
+        &self,
+        request: Request<CloneFileRequest>,
+    ) -> Result<Response<CloneFileResponse>, Status> {
+        let CloneFileRequest {
+            from,
+            to,
+            no_follow,
+            preserve,
+            uid,
+            gid,
+        } = request.into_inner();
+        let whose = match preserve {
+            true => CloneAs::Same,
+            false => CloneAs::New { uid, gid },
+        };
+        let from = convert::place("from", from)?;
+        let to = convert::named_place("to", to)?;
+        let (from, to) = self.two_places(from, to)?;
+        let ino = from
+            .on_inode(!no_follow, |_, ino| async move { Ok(ino) })
+            .await?;
+        let clone = move |door: Rc<dyn Door>, parent, name: Vec<u8>| async move {
+            door.clone_file(ino, parent, &name, whose).await
+        };
+        let attr = to.on_name(clone).await?;
+        Ok(made(&attr, |attributes| CloneFileResponse { attributes }))
+    }
+
+    type ListExtentsStream = ResponseStream<ListExtentsResponse>;
+
+    async fn list_extents(
+        &self,
+        request: Request<ListExtentsRequest>,
+    ) -> Result<Response<Self::ListExtentsStream>, Status> {
+        let ListExtentsRequest {
+            at,
+            no_follow,
+            offset,
+            max_extents,
+        } = request.into_inner();
+        let target = self.at("at", at)?;
+        let ino = target
+            .on_inode(!no_follow, |_, ino| async move { Ok(ino) })
+            .await?;
+        let left = if max_extents == 0 {
+            u64::MAX
+        } else {
+            max_extents
+        };
+        let ending = self.node.ending.clone();
+        let stream = stream::try_unfold((offset, left, target), move |(offset, left, target)| {
+            let ending = ending.clone();
+            async move {
+                if left == 0 {
+                    return Ok(None);
+                }
+                if ending.is_cancelled() {
+                    return Err(Status::from(Failure::gone("the node")));
+                }
+                let max = usize::try_from(left)
+                    .unwrap_or(usize::MAX)
+                    .min(limits::EXTENTS_BATCH);
+                let some = target
+                    .volume
+                    .call(move |door| async move { door.extents(ino, offset, max).await })
+                    .await
+                    .map_err(target.blame())?;
+                let Some(last) = some.last() else {
+                    return Ok(None);
+                };
+                let next = last.logical.saturating_add(last.length);
+                let next = (next, left - some.len() as u64, target);
+                let extents = some.into_iter().map(convert::extent).collect();
+                Ok(Some((ListExtentsResponse { extents }, next)))
+            }
+        });
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn unlink(
