@@ -617,8 +617,8 @@ fn r26_a_crash_in_a_clone_leaves_all_of_it_or_nothing() {
     assert!(orphans > 2 && nothing > 2 && whole > 0);
 }
 
-/// Regression 23: copy on write that fails half-way gives back what it took, and the clone is as it
-/// was.
+/// Regression 23, in part: a copy on write that fails after it has claimed its cluster gives that
+/// back, and both files are as they were.
 #[test]
 fn r23_a_failed_copy_gives_its_clusters_back() {
     let rig = Rig::new(4096, 4096, 64, ALL);
@@ -631,7 +631,7 @@ fn r23_a_failed_copy_gives_its_clusters_back() {
         volume.sync().await.unwrap();
         let free = volume.statfs().await.unwrap().free_bytes;
         let file = open(&volume, ino).await;
-        // The second piece that is copied cannot be read.
+        // What is to be copied cannot be read.
         let fault = Fault::fail(DeviceErrorKind::Failed).on(Op::Read).times(1);
         let id = rig.disk.inject(fault);
         let error = volume.fallocate(&file, RangeMode::PunchHole, 100, 50).await;
