@@ -19,6 +19,8 @@ pub struct RangeLocks {
     /// In the order in which they asked.
     ranges: RefCell<Vec<Entry>>,
     next: Cell<u64>,
+    /// Ranges with a ragged edge among them: without any, whole blocks need not look.
+    edged: Cell<usize>,
 }
 
 struct Entry {
@@ -74,25 +76,15 @@ pub struct RangeGuard<'a> {
 impl RangeLocks {
     /// Waits for the range. The answer's second half tells whether it had to.
     pub async fn lock(&self, range: Range) -> (RangeGuard<'_>, bool) {
-        let ticket = self.next.get();
-        self.next.set(ticket + 1);
-        self.ranges.borrow_mut().push(Entry {
-            ticket,
-            range,
-            waker: None,
-        });
-        // From here on the guard takes the entry away, also if the future is dropped half-way.
-        let guard = RangeGuard {
-            locks: self,
-            ticket,
-        };
+        // The guard takes the entry away, also if this future is dropped half-way.
+        let guard = self.enter(range);
+        if self.edged.get() == 0 {
+            return (guard, false);
+        }
         let mut waited = false;
         poll_fn(|cx| {
             let mut ranges = self.ranges.borrow_mut();
-            let at = ranges
-                .iter()
-                .position(|e| e.ticket == ticket)
-                .expect("only its guard removes it");
+            let at = place(&ranges, guard.ticket).expect("only its guard removes it");
             if ranges[..at]
                 .iter()
                 .any(|earlier| earlier.range.conflicts(&range))
@@ -110,31 +102,53 @@ impl RangeLocks {
 
     /// The range, if nobody conflicts.
     pub fn try_lock(&self, range: Range) -> Option<RangeGuard<'_>> {
-        let mut ranges = self.ranges.borrow_mut();
-        if ranges.iter().any(|other| other.range.conflicts(&range)) {
+        let conflicts = |other: &Entry| other.range.conflicts(&range);
+        if self.ranges.borrow().iter().any(conflicts) {
             return None;
         }
+        Some(self.enter(range))
+    }
+
+    fn enter(&self, range: Range) -> RangeGuard<'_> {
         let ticket = self.next.get();
         self.next.set(ticket + 1);
-        ranges.push(Entry {
+        self.edged
+            .set(self.edged.get() + usize::from(range.has_edge()));
+        self.ranges.borrow_mut().push(Entry {
             ticket,
             range,
             waker: None,
         });
-        Some(RangeGuard {
+        RangeGuard {
             locks: self,
             ticket,
-        })
+        }
     }
+}
+
+/// Where a ticket's entry is: they are in the order of their tickets.
+fn place(ranges: &[Entry], ticket: u64) -> Option<usize> {
+    ranges
+        .binary_search_by_key(&ticket, |entry| entry.ticket)
+        .ok()
 }
 
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
-        let mut ranges = self.locks.ranges.borrow_mut();
-        let Some(at) = ranges.iter().position(|e| e.ticket == self.ticket) else {
+        let locks = self.locks;
+        let mut ranges = locks.ranges.borrow_mut();
+        let Some(at) = place(&ranges, self.ticket) else {
             return;
         };
+        // Who waits has an edge, or waits for one: with none about, nobody does.
+        let nobody_waits = locks.edged.get() == 0;
         let gone = ranges.remove(at);
+        locks
+            .edged
+            .set(locks.edged.get() - usize::from(gone.range.has_edge()));
+        if nobody_waits {
+            return;
+        }
         for later in &mut ranges[at..] {
             if later.range.conflicts(&gone.range)
                 && let Some(waker) = later.waker.take()
