@@ -27,7 +27,7 @@ mod truncate_log;
 
 pub use local::{load_local, shutdown_local};
 pub use recover::recover_slot;
-pub use space::{Space, free_clusters_total, space, with_space};
+pub use space::{free_clusters_total, space, with_space};
 pub use suballoc::{claim_inode, claim_metadata, release_place};
 pub use truncate_log::{flush_truncate_log, truncate_log_needs_flush};
 

@@ -175,9 +175,6 @@ pub async fn insert_blocks(core: &Core, dir: &Inode, name: &[u8]) -> Result<u32>
         })
 }
 
-/// Most blocks that [`init_new`] changes: dinode, block, index root, and two allocations.
-pub const NEW_BLOCKS: u32 = 3 + 2 * 12;
-
 /// Most blocks that removing or replacing a name changes.
 pub const REMOVE_BLOCKS: u32 = 4;
 

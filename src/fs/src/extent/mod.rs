@@ -21,6 +21,7 @@
 //! A change happens inside one [`Handle`](crate::journal::Handle): on any error the caller drops
 //! it, and the tree is as before. Whoever reads a tree holds its owner's lock at least shared.
 
+#[cfg(test)]
 mod check;
 mod edit;
 mod grow;
@@ -30,6 +31,7 @@ mod root;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
 pub use check::self_check;
 pub use edit::{insert, remove, set_flags, take};
 pub use read::{floor, last_runs, lookup, runs};

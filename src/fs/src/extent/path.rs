@@ -62,6 +62,7 @@ impl Path {
         Path::begin(root)?.descend(core, Way::Key(key)).await
     }
 
+    #[cfg(test)]
     pub async fn leftmost(core: &Core, root: &Root) -> Result<Path> {
         Path::begin(root)?.descend(core, Way::First).await
     }

@@ -77,19 +77,6 @@ pub async fn decrease(
     Ok(())
 }
 
-/// One inode more refers to these clusters; those that had no record get one with a count of 1.
-pub async fn increase(
-    core: &Core,
-    h: &mut Handle<'_>,
-    inode: &Inode,
-    start: ClusterNr,
-    count: u32,
-) -> Result<()> {
-    let root = root(core, inode).await?;
-    leaf::change(core, h, &root, start, count, leaf::Change::More).await?;
-    Ok(())
-}
-
 /// The inode leaves its refcount tree: it is being deleted, or has nothing shared left. The last one takes the tree
 /// with it, which by then has no records.
 pub async fn detach(core: &Core, h: &mut Handle<'_>, inode: &Inode) -> Result<()> {

@@ -20,7 +20,7 @@ use crate::xattr;
 
 /// Blocks that taking one name may change: the directory and its index, the inode, its allocator.
 /// What its orphan entry needs comes on top.
-pub(super) const REMOVE_BLOCKS: u32 = 64;
+pub(super) const REMOVE_BLOCKS: u32 = 60 + dir::REMOVE_BLOCKS;
 
 /// Prefix of the orphan entry of a file that a direct write was extending.
 const DIO_PREFIX: &[u8] = b"dio-";
