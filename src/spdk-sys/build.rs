@@ -10,10 +10,10 @@ use std::process::exit;
 /// The oldest release whose interface the shim and the `spdk` crate are written against: major, minor.
 const OLDEST: (u32, u32) = (26, 1);
 
-/// What we start from; pkg-config adds what these need. `spdk_event_*` are the subsystems; `spdk_event` itself, SPDK's own
-/// reactors, is not among them: ours take its place.
-const ROOTS: [&str; 6] = [
+/// What we start from; pkg-config adds what these need. `spdk_event_*` are the subsystems.
+const ROOTS: [&str; 7] = [
     "spdk_event_bdev",
+    "spdk_event_nvmf",
     "spdk_event_sock",
     "spdk_event_vmd",
     "spdk_event_keyring",
@@ -21,11 +21,21 @@ const ROOTS: [&str; 6] = [
     "spdk_syslibs",
 ];
 
+/// What pkg-config names and we do not link: SPDK's own reactors, and what moves threads between them. Ours take their
+/// place.
+const REPLACED: [&str; 2] = ["spdk_event", "spdk_event_scheduler"];
+
 /// SPDK's own code that pkg-config does not name from the roots.
 const BESIDE: [&str; 2] = ["spdk_env_dpdk_rpc", "spdk_keyring_file"];
 
 fn main() {
-    for watched in ["shim/shim.c", "shim/shim.h", "build.rs"] {
+    for watched in [
+        "shim/shim.c",
+        "shim/shim.h",
+        "shim/export.c",
+        "shim/export.h",
+        "build.rs",
+    ] {
         println!("cargo:rerun-if-changed={watched}");
     }
     for watched in ["SPDK_PREFIX", "PKG_CONFIG_PATH"] {
@@ -116,7 +126,7 @@ fn link(found: &[pkg_config::Library]) {
     };
     let mut names: Vec<&str> = Vec::new();
     for name in found.iter().flat_map(|library| &library.libs) {
-        if !names.contains(&name.as_str()) {
+        if !names.contains(&name.as_str()) && !REPLACED.contains(&name.as_str()) {
             names.push(name);
         }
     }
@@ -136,6 +146,7 @@ fn link(found: &[pkg_config::Library]) {
 fn compile_shim(include: &Path) {
     cc::Build::new()
         .file("shim/shim.c")
+        .file("shim/export.c")
         .include(include)
         .warnings(true)
         .extra_warnings(true)
@@ -149,6 +160,7 @@ fn bind(include: &Path) {
         .header("shim/shim.h")
         .clang_arg(format!("-I{}", include.display()))
         .allowlist_function("shim_.*")
+        .allowlist_type("shim_export_(event|kind)")
         .allowlist_function("spdk_env_(fini|get_.*|thread_.*)")
         .allowlist_function("spdk_dma_(malloc|zmalloc|free)|spdk_get_ticks(_hz)?")
         .allowlist_function("spdk_(get|set)_thread|spdk_(get|put)_io_channel")
@@ -168,7 +180,7 @@ fn bind(include: &Path) {
         // Used by pointer only: their fields are the shim's business, and some of them (packed bit fields) cannot be
         // described to Rust.
         .opaque_type("spdk_nvme_.*|spdk_env_opts|spdk_bdev_opts|spdk_iobuf_opts|spdk_cpuset|spdk_uuid")
-        .opaque_type("spdk_bdev|spdk_bdev_io|spdk_bdev_desc|spdk_thread|spdk_io_channel|spdk_rpc_opts")
+        .opaque_type("shim_export|spdk_bdev|spdk_bdev_io|spdk_bdev_desc|spdk_thread|spdk_io_channel|spdk_rpc_opts")
         .no_copy("spdk_bdev_io_wait_entry")
         .default_enum_style(bindgen::EnumVariation::ModuleConsts)
         .layout_tests(true)

@@ -10,6 +10,10 @@ use std::ops::{Deref, DerefMut};
 pub trait Memory: Send {
     fn bytes(&self) -> &[u8];
     fn bytes_mut(&mut self) -> &mut [u8];
+    /// Devices transfer to and from it as it is. What says false is copied on the way.
+    fn is_device_memory(&self) -> bool {
+        false
+    }
 }
 
 impl Memory for Vec<u8> {
@@ -58,6 +62,11 @@ impl Buffer {
     /// Bytes in the whole memory.
     pub fn capacity(&self) -> usize {
         self.memory.bytes().len()
+    }
+
+    /// Devices reach it without a copy.
+    pub fn is_device_memory(&self) -> bool {
+        self.memory.is_device_memory()
     }
 
     /// Narrows or moves the window to `start..start + len` of the whole memory.

@@ -186,6 +186,9 @@ impl Memory for Watched {
     fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.buffer
     }
+    fn is_device_memory(&self) -> bool {
+        self.buffer.is_device_memory()
+    }
 }
 
 impl Drop for Watched {

@@ -103,6 +103,30 @@ shim_bdev_set_pool(uint32_t requests, uint32_t requests_cached)
 }
 
 int
+shim_iobuf_set_caches(uint32_t small_count, uint32_t large_count)
+{
+	struct spdk_bdev_opts bdev;
+	struct spdk_accel_opts accel;
+	int rc;
+
+	memset(&bdev, 0, sizeof(bdev));
+	bdev.opts_size = sizeof(bdev);
+	spdk_bdev_get_opts(&bdev, sizeof(bdev));
+	bdev.iobuf_small_cache_size = small_count;
+	bdev.iobuf_large_cache_size = large_count;
+	rc = spdk_bdev_set_opts(&bdev);
+	if (rc != 0) {
+		return rc;
+	}
+	memset(&accel, 0, sizeof(accel));
+	accel.opts_size = sizeof(accel);
+	spdk_accel_get_opts(&accel, sizeof(accel));
+	accel.small_cache_size = small_count;
+	accel.large_cache_size = large_count;
+	return spdk_accel_set_opts(&accel);
+}
+
+int
 shim_iobuf_set_pools(uint64_t small_count, uint64_t large_count)
 {
 	struct spdk_iobuf_opts opts;

@@ -4,6 +4,7 @@
 #define OCELOT_SPDK_SHIM_H
 
 #include "spdk/stdinc.h"
+#include "spdk/accel.h"
 #include "spdk/bdev.h"
 #include "spdk/cpuset.h"
 #include "spdk/env.h"
@@ -12,6 +13,8 @@
 #include "spdk/rpc.h"
 #include "spdk/thread.h"
 #include "spdk/version.h"
+
+#include "export.h"
 
 /* How to start the environment. Strings may be NULL where that has a meaning, and are only read during the call. */
 struct shim_env {
@@ -40,5 +43,7 @@ void shim_log_open(shim_log_fn log);
 /* Sizes of the bdev layer's and the I/O buffer pools; before the subsystems start. 0, or a negative errno. */
 int shim_bdev_set_pool(uint32_t requests, uint32_t requests_cached);
 int shim_iobuf_set_pools(uint64_t small_count, uint64_t large_count);
+/* How many of the I/O buffers each thread keeps, for the bdev layer and as many for the accel framework. */
+int shim_iobuf_set_caches(uint32_t small_count, uint32_t large_count);
 
 #endif

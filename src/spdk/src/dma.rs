@@ -30,9 +30,6 @@ const PAGE: usize = 4096;
 static HELD: AtomicUsize = AtomicUsize::new(0);
 /// SPDK's memory is there.
 static OPEN: AtomicBool = AtomicBool::new(false);
-/// The range all of it lies in, as far as it was seen.
-static LOWEST: AtomicUsize = AtomicUsize::new(usize::MAX);
-static HIGHEST: AtomicUsize = AtomicUsize::new(0);
 
 type List = Vec<Piece>;
 
@@ -61,9 +58,6 @@ impl Piece {
         // SAFETY: the environment is up, and `close` does not let it go while the caller's buffer is counted.
         let start = unsafe { sys::spdk_dma_zmalloc(size, align, std::ptr::null_mut()) };
         let start = NonNull::new(start)?.cast::<u8>();
-        let address = start.as_ptr().addr();
-        LOWEST.fetch_min(address, Ordering::Relaxed);
-        HIGHEST.fetch_max(address + size, Ordering::Relaxed);
         Some(Piece { start, cut: false })
     }
 
@@ -195,6 +189,10 @@ impl Memory for DmaMemory {
         // SAFETY: as above, and borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
+
+    fn is_device_memory(&self) -> bool {
+        true
+    }
 }
 
 impl Drop for DmaMemory {
@@ -231,13 +229,6 @@ pub fn allocate(len: usize) -> Option<Buffer> {
         class,
         piece: Some(piece),
     })))
-}
-
-/// Does this memory look like SPDK's? An ordinary buffer given to a device is a program error that must not reach it.
-pub(crate) fn contains(bytes: &[u8]) -> bool {
-    let address = bytes.as_ptr() as usize;
-    address >= LOWEST.load(Ordering::Relaxed)
-        && address + bytes.len() <= HIGHEST.load(Ordering::Relaxed)
 }
 
 /// SPDK's memory is there from now on.

@@ -4,6 +4,7 @@
 //! * [`ReactorHandle`]: from any thread, run a `!Send` future on a reactor ([`ReactorHandle::call`]).
 //! * On a reactor: [`spawn`], [`sleep`], [`host`] (which is [`runtime::Host`]), [`Bdev::open`] (which is
 //!   [`runtime::BlockDevice`]).
+//! * [`Export`]: offers a [`Disk`] of ours as a block device; [`Nvmf`] offers that to NVMe hosts.
 //! * [`BdevAdmin`]: make, attach and remove block devices, from any thread.
 //! * [`dma`]: buffers that devices reach, from any thread.
 //!
@@ -34,8 +35,10 @@ mod config;
 pub mod dma;
 mod environment;
 mod error;
+mod export;
 pub mod limits;
 mod log;
+mod nvmf;
 mod options;
 mod reactor;
 mod rpc;
@@ -46,6 +49,8 @@ pub use bdev::{Access, Attach, Bdev, BdevAdmin, InjectedError, Listed, NvmeAddre
 pub use error::{
     ConfigError, OpenError, ReactorError, ResetError, RpcError, StartError, StopError,
 };
+pub use export::{Disk, Export, ExportCounters, ExportError, ExportFigures, ExportOptions};
+pub use nvmf::{Exposed, Listener, Nvmf, Subsystem};
 pub use options::{Config, Memory, Options, Polling, Reactors};
 pub use reactor::{
     Counters, ReactorHandle, ReactorHost, Sleep, current_handle, host, on_reactor, sleep, spawn,

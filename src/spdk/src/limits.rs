@@ -27,6 +27,15 @@ pub const BDEV_POOL_CACHED: u32 = 256;
 pub const IOBUF_SMALL_COUNT: u64 = 2_048;
 pub const IOBUF_LARGE_COUNT: u64 = 256;
 
+/// Of these, how many small and large ones each thread keeps for block devices, and as many for copies and checksums.
+/// SPDK's defaults of 128 and 16 would be all there are for a few threads.
+pub const IOBUF_SMALL_CACHED: u32 = 32;
+pub const IOBUF_LARGE_CACHED: u32 = 4;
+
+/// And how many NVMe/TCP may hold for its hosts, and each thread keeps of these.
+pub const TCP_SHARED: u32 = 192;
+pub const TCP_CACHED: u32 = 16;
+
 /// Messages between SPDK threads that may be under way in the process.
 pub const SPDK_MESSAGES: usize = 16_383;
 
@@ -38,3 +47,11 @@ pub const RPC_CALLS: usize = 1_024;
 
 /// How long each step of a shutdown may take before it is given up and named in the error.
 pub const SHUTDOWN_STEP: Duration = Duration::from_secs(30);
+
+/// Requests of one exported device that are served at once; more wait, in order.
+pub const EXPORT_WORKERS: usize = 512;
+
+/// While a transport serves hosts, an adaptive reactor polls on for so long after the last thing that happened, and
+/// sleeps no longer than this: what comes in by a socket or by shared memory does not wake it.
+pub const TRANSPORT_SPIN: Duration = Duration::from_micros(500);
+pub const TRANSPORT_SLEEP: Duration = Duration::from_micros(100);

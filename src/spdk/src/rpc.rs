@@ -134,6 +134,7 @@ pub(crate) async fn call_here(method: &str, params: Value) -> Result<Value, RpcE
             limit: limits::RPC_CALLS,
         });
     }
+    crate::nvmf::note_call(method, &params);
     let id = server.next_id.get();
     server.next_id.set(id + 1);
     let mut request = json!({ "jsonrpc": "2.0", "id": id, "method": method });

@@ -9,6 +9,7 @@ use futures_util::future::Shared;
 
 use crate::bdev::BdevAdmin;
 use crate::error::{StartError, StopError};
+use crate::nvmf::Nvmf;
 use crate::options::Options;
 use crate::reactor::{Message, ReactorHandle};
 use crate::rpc::RpcClient;
@@ -69,6 +70,11 @@ impl Spdk {
     /// Making and removing block devices.
     pub fn bdevs(&self) -> BdevAdmin {
         BdevAdmin::new(self.rpc(), self.reactors[0].clone())
+    }
+
+    /// Offering block devices to NVMe hosts.
+    pub fn nvmf(&self) -> Nvmf {
+        Nvmf::new(self.rpc())
     }
 
     /// Stops SPDK: drops all tasks, waits for requests under way, closes all devices, and takes everything down. Whoever

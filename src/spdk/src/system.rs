@@ -45,6 +45,12 @@ pub(crate) fn reactors() -> Option<&'static [Arc<Shared>]> {
     SYSTEM.get().map(|system| &system.reactors[..])
 }
 
+/// The reactor that SPDK's own management runs on.
+pub(crate) fn main_reactor() -> Option<ReactorHandle> {
+    let shared = reactors()?.first()?.clone();
+    Some(ReactorHandle { shared })
+}
+
 /// SPDK could not go on: what is up must be taken down again.
 struct Failed {
     error: StartError,
@@ -274,15 +280,15 @@ fn start_subsystems(
 
 /// SPDK's pools, before a configuration may say otherwise. Smaller than its defaults: those are for appliances.
 fn set_pools() -> Result<(), StartError> {
-    // SAFETY: both set numbers that the subsystems read when they start, later.
-    let rc = unsafe {
-        let rc = sys::shim_bdev_set_pool(limits::BDEV_POOL_REQUESTS, limits::BDEV_POOL_CACHED);
-        if rc == 0 {
-            sys::shim_iobuf_set_pools(limits::IOBUF_SMALL_COUNT, limits::IOBUF_LARGE_COUNT)
-        } else {
-            rc
-        }
+    // SAFETY: all set numbers that the subsystems read when they start, later.
+    let set = unsafe {
+        [
+            sys::shim_bdev_set_pool(limits::BDEV_POOL_REQUESTS, limits::BDEV_POOL_CACHED),
+            sys::shim_iobuf_set_pools(limits::IOBUF_SMALL_COUNT, limits::IOBUF_LARGE_COUNT),
+            sys::shim_iobuf_set_caches(limits::IOBUF_SMALL_CACHED, limits::IOBUF_LARGE_CACHED),
+        ]
     };
+    let rc = set.into_iter().find(|rc| *rc != 0).unwrap_or(0);
     if rc == 0 {
         Ok(())
     } else {

@@ -221,7 +221,7 @@ fn bounce_for(device: &Inner, request: &Request) -> Result<Option<Buffer>, &'sta
     }
     let pieces = request.buffers.as_slice();
     let reachable = |piece: &Buffer| {
-        dma::contains(piece)
+        piece.is_device_memory()
             && piece.as_ptr().addr().is_multiple_of(device.buffer_align)
             && piece.len().is_multiple_of(device.block_size as usize)
     };

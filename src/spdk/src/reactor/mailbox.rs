@@ -19,6 +19,7 @@ use rustix::fd::OwnedFd;
 
 use super::executor::TaskId;
 use super::thread::ThreadPtr;
+use crate::export::Crossing;
 use crate::limits;
 
 /// What another thread wants of a reactor.
@@ -27,6 +28,8 @@ pub(crate) enum Message {
     Wake(TaskId),
     /// Run this on the reactor's thread.
     Run(Box<dyn FnOnce() + Send>),
+    /// A request of an exported device, or its answer.
+    Export(Crossing),
     /// Poll this SPDK thread from now on.
     Adopt(ThreadPtr),
     /// End the loop once all is quiet.

@@ -95,6 +95,25 @@ pub fn spawn(future: impl Future<Output = ()> + 'static) {
         .spawn(Box::pin(future));
 }
 
+/// Spawns on the reactor it was made on, for code that runs deep inside SPDK's calls.
+#[derive(Clone)]
+pub(crate) struct LocalSpawn(std::rc::Weak<Reactor>);
+
+impl LocalSpawn {
+    /// # Panics
+    /// On a thread that is no reactor.
+    pub fn here() -> Self {
+        LocalSpawn(Rc::downgrade(&current().expect("on a reactor")))
+    }
+
+    /// A reactor that stops drops the future unpolled.
+    pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
+        if let Some(reactor) = self.0.upgrade() {
+            reactor.executor.spawn(Box::pin(future));
+        }
+    }
+}
+
 /// Waits on this reactor.
 ///
 /// # Panics

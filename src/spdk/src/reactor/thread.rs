@@ -68,11 +68,11 @@ impl ThreadPtr {
         unsafe { sys::spdk_thread_exit(self.0.as_ptr()) };
     }
 
+    /// Its channels are gone and its pollers unregistered. Timed ones stay in its list until they would have been due,
+    /// which may be minutes; they go with the thread.
     pub fn has_exited(self) -> bool {
         // SAFETY: as for `poll`.
-        unsafe {
-            sys::spdk_thread_is_exited(self.0.as_ptr()) && sys::spdk_thread_is_idle(self.0.as_ptr())
-        }
+        unsafe { sys::spdk_thread_is_exited(self.0.as_ptr()) }
     }
 
     /// Frees it. It must have exited, and nobody may use the pointer again.

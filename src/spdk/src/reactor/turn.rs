@@ -12,6 +12,7 @@ use spdk_sys as sys;
 
 use super::{Attention, Message, Reactor};
 use crate::options::Polling;
+use crate::{limits, nvmf};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
@@ -62,6 +63,7 @@ impl Reactor {
             Polling::Adaptive { spin, max_sleep } => (in_ticks(spin), max_sleep),
         };
         let generous_after = in_ticks(GENEROUS_AFTER);
+        let transport_spin = in_ticks(limits::TRANSPORT_SPIN);
         let counters = &self.shared.counters;
         let mut last_event = ticks();
         let mut busy_ticks = 0u64;
@@ -101,6 +103,17 @@ impl Reactor {
                 }
                 continue;
             }
+            if nvmf::serves() {
+                // Hosts do not wake us.
+                if fruitless < transport_spin {
+                    if fruitless > generous_after {
+                        std::thread::yield_now();
+                    }
+                    continue;
+                }
+                self.sleep(max_sleep.min(limits::TRANSPORT_SLEEP), hz);
+                continue;
+            }
             self.sleep(max_sleep, hz);
         }
     }
@@ -136,6 +149,7 @@ impl Reactor {
                     work();
                 }
             }
+            Message::Export(crossing) => crate::export::receive(crossing),
             Message::Adopt(thread) => self.threads.borrow_mut().push(thread),
             Message::Stop => {
                 if self.phase.get() == Phase::Running {
@@ -153,8 +167,10 @@ impl Reactor {
         loop {
             let thread = self.threads.borrow().get(index).copied();
             let Some(thread) = thread else { break };
-            active |= thread.poll(now_ticks);
-            if thread.has_exited() {
+            let had_work = thread.poll(now_ticks);
+            active |= had_work;
+            // One that has just had a message may have another.
+            if !had_work && thread.has_exited() {
                 self.threads.borrow_mut().swap_remove(index);
                 thread.destroy();
             } else {
