@@ -2,16 +2,16 @@
 //!
 //! ```text
 //! cluster:
-//! 	name = web
-//! 	heartbeat_mode = local
-//! 	node_count = 1
+//!     name = web
+//!     heartbeat_mode = local
+//!     node_count = 1
 //!
 //! node:
-//! 	cluster = web
-//! 	number = 0
-//! 	ip_port = 7777
-//! 	ip_address = 10.0.0.1
-//! 	name = alpha
+//!     cluster = web
+//!     number = 0
+//!     ip_port = 7777
+//!     ip_address = 10.0.0.1
+//!     name = alpha
 //! ```
 //! Reading is as lenient as the tools are (any white space before a field, comments, fields and kinds of stanza they do
 //! not know); what they take and the kernel refuses is an error here, with its line and field.

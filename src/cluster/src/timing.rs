@@ -87,6 +87,11 @@ impl Timing {
         self.fence_after() / 2
     }
 
+    /// How often the lowest node looks whether all have spoken: every second, and often enough in a shorter time.
+    pub fn negotiate_again(&self) -> Duration {
+        (self.fence_after() / 16).min(Duration::from_secs(1))
+    }
+
     /// Whether these can work.
     ///
     /// # Errors

@@ -43,6 +43,8 @@ pub enum DeviceErrorKind {
     Unsupported,
     /// A reservation held by another host refused it.
     Reserved,
+    /// This node has lost its right to the shared device: it was fenced from its cluster.
+    Fenced,
     /// Never ran, or its fate is unknown.
     Aborted,
 }

@@ -45,7 +45,8 @@ impl SimPort {
         }
     }
 
-    /// Calls `watcher` with kind, offset and length of each request that goes to the device.
+    /// Calls `watcher` with kind, offset and length of each request that the node sends on its way, whenever it
+    /// arrives.
     pub fn watch(&self, watcher: impl Fn(Op, u64, u64) + 'static) {
         *self.inner.watcher.borrow_mut() = Some(Box::new(watcher));
     }
@@ -54,7 +55,12 @@ impl SimPort {
         self.inner.state.set(state);
         if state != PortState::Stalled {
             let waiting = std::mem::take(&mut *self.inner.stalled.borrow_mut());
-            waiting.into_iter().for_each(|request| self.submit(request));
+            match state {
+                PortState::Up => waiting
+                    .into_iter()
+                    .for_each(|request| self.inner.device.submit(request)),
+                _ => waiting.into_iter().for_each(|request| self.submit(request)),
+            }
         }
     }
 
@@ -62,6 +68,14 @@ impl SimPort {
     pub fn forget_stalled(&self) {
         let waiting = std::mem::take(&mut *self.inner.stalled.borrow_mut());
         drop(waiting);
+    }
+}
+
+impl Inner {
+    fn see(&self, request: &Request) {
+        if let Some(watcher) = &*self.watcher.borrow() {
+            watcher(request.op, request.offset, request.len);
+        }
     }
 }
 
@@ -80,11 +94,12 @@ impl BlockDevice for SimPort {
                 let error = request.error(DeviceErrorKind::Failed, "the path is cut");
                 request.complete(Err(error));
             }
-            PortState::Stalled => self.inner.stalled.borrow_mut().push(request),
+            PortState::Stalled => {
+                self.inner.see(&request);
+                self.inner.stalled.borrow_mut().push(request);
+            }
             PortState::Up => {
-                if let Some(watcher) = &*self.inner.watcher.borrow() {
-                    watcher(request.op, request.offset, request.len);
-                }
+                self.inner.see(&request);
                 self.inner.device.submit(request);
             }
         }
@@ -132,7 +147,11 @@ mod tests {
         one.set(PortState::Up);
         let (_, result) = write.now_or_never().expect("done");
         result.expect("done late");
-        assert_eq!(*seen.borrow(), [(Op::Write, 512, 512)]);
+        assert_eq!(
+            *seen.borrow(),
+            [(Op::Write, 512, 512)],
+            "once, when it set out"
+        );
         one.set(PortState::Stalled);
         let write = one.write(1024, Buffer::zeroed(512));
         one.forget_stalled();
