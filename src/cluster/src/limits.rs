@@ -1,8 +1,7 @@
 //! Every bound of this crate.
 
-/// Messages to one peer that wait for their answers. The window of a session: message n is sent when all up to
-/// n − WINDOW are answered.
-pub const WINDOW: u32 = 256;
+/// Messages to one peer that wait for their answers.
+pub const WINDOW: usize = 256;
 /// Messages to one peer that wait to be sent, beyond the window.
 pub const QUEUED_MESSAGES: usize = 65_536;
 /// Bytes on their way out on one connection above which nothing more is read from it: a peer that takes no answers may
@@ -10,5 +9,3 @@ pub const QUEUED_MESSAGES: usize = 65_536;
 pub const OUTGOING_BYTES: usize = 1 << 20;
 /// Bytes read from a connection at once.
 pub const RECEIVE_BYTES: usize = 64 << 10;
-/// Events that nobody has fetched yet. Beyond it a subscriber has lost some, and is told.
-pub const EVENTS: usize = 65_536;

@@ -410,7 +410,7 @@ fn leaving_in_order_is_noticed_at_once() {
 /// Everything at once.
 #[test]
 fn storms() {
-    for_seeds("storm", 1000, 40, |seed| {
+    for_seeds("storm", 1000, 24, |seed| {
         storm(seed);
     });
 }

@@ -150,6 +150,8 @@ pub struct Region {
     old_life_is_over: bool,
     membership_changed: bool,
     lease: Option<Duration>,
+    /// Before the start is over: until when the others cannot have taken this node for dead.
+    alive_until: Option<Duration>,
     expired: bool,
     /// The last beat ended well: one that does not come back hangs, and has not failed.
     last_good: bool,
@@ -197,6 +199,7 @@ impl Region {
             old_life_is_over: start.old_life_is_over,
             membership_changed: false,
             lease: None,
+            alive_until: None,
             expired: false,
             last_good: false,
             before: None,
@@ -224,9 +227,10 @@ impl Region {
         self.lease
     }
 
-    /// When [`Event::Timer`] will find the right to write ended.
+    /// When [`Event::Timer`] will find the right to write ended. Also a life that has only begun ends when its beats fail
+    /// for so long: the others have taken it for dead.
     pub fn lease_end(&self) -> Option<Duration> {
-        self.lease.filter(|_| !self.expired)
+        self.lease.or(self.alive_until).filter(|_| !self.expired)
     }
 
     /// When a write that has not come back by then is talked about with the others.
@@ -283,6 +287,7 @@ impl Region {
                 self.last_good = true;
                 self.or_else = None;
                 self.end_beat(true, &mut actions);
+                self.alive_until = Some(started + self.timing.fence_after());
                 if good && self.is_steady() {
                     self.renew(started, &mut actions);
                 }

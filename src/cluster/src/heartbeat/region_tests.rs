@@ -379,6 +379,23 @@ fn blocks_that_fail_all_the_time_end_the_start() {
 }
 
 #[test]
+fn a_start_whose_beats_stop_is_over() {
+    let mut bench = Bench::new(Timing::kernel());
+    bench.put(1, WALL + 99, 5); // somebody to wait for
+    for _ in 0..3 {
+        bench.round();
+    }
+    assert_eq!(bench.region.lease(), None);
+    let end = bench.region.lease_end().unwrap();
+    assert_eq!(bench.region.step(Event::Timer { now: end - BEAT }), []);
+    let actions = bench.region.step(Event::Timer { now: end });
+    assert!(
+        matches!(actions[..], [Action::Expired { .. }]),
+        "{actions:?}"
+    );
+}
+
+#[test]
 fn approval_begins_the_time_anew() {
     let mut bench = Bench::steady();
     let lease = bench.region.lease().unwrap();

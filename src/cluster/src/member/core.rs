@@ -689,6 +689,9 @@ impl Core {
                     self.quorum_event(quorum::Event::Disconnected(node));
                     self.tell(|observer| observer.disconnected(node));
                 }
+                Action::Evicted(node) => {
+                    self.fence(Fence::Fault(format!("node {node} took this node for dead")));
+                }
                 Action::StillUp(node) => self.quorum_event(quorum::Event::StillUp(node)),
                 Action::Deliver {
                     from,

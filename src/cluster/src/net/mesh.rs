@@ -15,7 +15,7 @@ use super::frame::{
     Decoder, Frame, FrameError, Handshake, Item, KERNEL_CONNECTOR, Kind, MAX_PAYLOAD, Mismatch,
     OCELOT_MARK, SystemStatus,
 };
-use super::session::{Incoming, Peer, Session};
+use super::session::{Peer, Session};
 use crate::timing::Timing;
 
 /// Names a connection; the driver chooses.
@@ -87,7 +87,6 @@ pub struct ReplyTo {
     key: u32,
     number: u32,
     session: u64,
-    place: u64,
     conn: ConnId,
 }
 
@@ -112,6 +111,8 @@ pub enum Action {
         payload: Vec<u8>,
         reply: ReplyTo,
     },
+    /// The peer took this node for dead, and forgot what they had to say to each other: this node must stop.
+    Evicted(NodeNr),
     /// What became of a message.
     Answered {
         to: NodeNr,
@@ -158,8 +159,8 @@ pub enum Refusal {
     OldLife(NodeNr),
     #[error("node {0} sends what is no message: {1}")]
     Frame(NodeNr, FrameError),
-    #[error("node {0} skips messages")]
-    Gap(NodeNr),
+    #[error("node {0} resumes another session")]
+    Session(NodeNr),
     #[error("node {0} does not greet")]
     Mute(NodeNr),
 }
@@ -175,6 +176,7 @@ enum Link {
 struct Open {
     conn: ConnId,
     decoder: Decoder,
+    /// Both have greeted each other, and an Ocelot node has said what it had of the session.
     valid: bool,
     last_heard: Duration,
     /// When to ask for a sign.
@@ -538,12 +540,40 @@ impl Mesh {
             return Err(Refusal::OldLife(node));
         }
         peer.session.peer = who;
+        if who == Peer::Kernel {
+            if let Link::Open(open) = &mut peer.link {
+                open.valid = true;
+            }
+            self.found(node, actions);
+        } else {
+            let resume = peer.session.resume_frame().encode();
+            actions.push(Action::Write(conn, resume));
+        }
+        Ok(())
+    }
+
+    /// An Ocelot node's first word after its greeting.
+    fn resumed(
+        &mut self,
+        node: NodeNr,
+        conn: ConnId,
+        frame: &Frame,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Refusal> {
+        let Some(peer) = self.peers.get_mut(&node) else {
+            return Ok(());
+        };
+        let Some(again) = peer.session.resume(frame) else {
+            // The peer knows nothing of a session that this node remembers: it took this node for dead.
+            if !peer.session.is_fresh() && frame.key == OCELOT_MARK && frame.status == 0 {
+                actions.push(Action::Evicted(node));
+            }
+            return Err(Refusal::Session(node));
+        };
         if let Link::Open(open) = &mut peer.link {
             open.valid = true;
         }
-        for frame in peer.session.unanswered() {
-            actions.push(Action::Write(conn, frame.encode()));
-        }
+        actions.extend(again.into_iter().map(|bytes| Action::Write(conn, bytes)));
         self.found(node, actions);
         Ok(())
     }
@@ -569,6 +599,13 @@ impl Mesh {
         let Some(peer) = self.peers.get_mut(&node) else {
             return Ok(());
         };
+        if matches!(&peer.link, Link::Open(open) if !open.valid) {
+            return self.resumed(node, conn, &frame, actions);
+        }
+        let counts = matches!(frame.kind, Kind::Message | Kind::Status);
+        if counts && !peer.session.received(&frame) {
+            return Err(Refusal::Session(node));
+        }
         match frame.kind {
             Kind::KeepaliveRequest => {
                 let response = Frame::keepalive(Kind::KeepaliveResponse).encode();
@@ -587,29 +624,23 @@ impl Mesh {
                     peer.pump(actions);
                 }
             }
-            Kind::Message => match peer.session.incoming(frame.number) {
-                Incoming::New(place) => {
-                    let reply = ReplyTo {
-                        peer: node,
-                        msg_type: frame.msg_type,
-                        key: frame.key,
-                        number: frame.number,
-                        session: peer.session_number,
-                        place,
-                        conn,
-                    };
-                    actions.push(Action::Deliver {
-                        from: node,
-                        msg_type: frame.msg_type,
-                        key: frame.key,
-                        payload: frame.payload,
-                        reply,
-                    });
-                }
-                Incoming::Answered(answer) => actions.push(Action::Write(conn, answer.encode())),
-                Incoming::Known => {}
-                Incoming::Gap => return Err(Refusal::Gap(node)),
-            },
+            Kind::Message => {
+                let reply = ReplyTo {
+                    peer: node,
+                    msg_type: frame.msg_type,
+                    key: frame.key,
+                    number: frame.number,
+                    session: peer.session_number,
+                    conn,
+                };
+                actions.push(Action::Deliver {
+                    from: node,
+                    msg_type: frame.msg_type,
+                    key: frame.key,
+                    payload: frame.payload,
+                    reply,
+                });
+            }
         }
         Ok(())
     }
@@ -646,14 +677,16 @@ impl Mesh {
             return; // the asker is dead
         }
         let message = (to.msg_type, to.key, to.number);
-        let answer = peer.session.answer(to.place, message, system, status);
-        let kernel = peer.session.peer == Peer::Kernel;
-        if let Link::Open(open) = &peer.link
-            && open.valid
+        let answer = Frame::status(message, system, status);
+        match &peer.link {
             // A kernel node that connected anew has forgotten what it asked.
-            && (!kernel || open.conn == to.conn)
-        {
-            actions.push(Action::Write(open.conn, answer.encode()));
+            Link::Open(open)
+                if open.valid && (peer.session.peer != Peer::Kernel || open.conn == to.conn) =>
+            {
+                let bytes = peer.session.send(answer);
+                actions.push(Action::Write(open.conn, bytes));
+            }
+            _ => peer.session.keep(answer),
         }
     }
 
@@ -741,8 +774,8 @@ impl PeerState {
             return;
         }
         let conn = open.conn;
-        while let Some(frame) = self.session.next_to_send() {
-            actions.push(Action::Write(conn, frame.encode()));
+        while let Some(bytes) = self.session.next_to_send() {
+            actions.push(Action::Write(conn, bytes));
         }
     }
 }

@@ -2,19 +2,20 @@
 //!
 //! The kernel's o2net knows no sessions: when a connection breaks, messages without an answer count as lost with their
 //! peer, and its lock manager hangs or ends in confusion if the peer lives on. Between two Ocelot nodes a broken
-//! connection loses nothing. Each tells in its handshake, in a field the kernel sends and never reads, that it is one
-//! and which *incarnation* (a number drawn at every start). When the same two incarnations connect again, both send again
-//! what has no answer yet; the receiver knows by the message's number what it has had, and repeats its answer.
+//! connection loses nothing, repeats nothing and changes no order, neither of messages nor of answers between them:
 //!
 //! ```text
-//! sender      numbers 1, 2, 3 …; sends n only when all up to n − WINDOW are answered
-//! receiver    handles each number once, in order; keeps its answers to the last WINDOW numbers
+//! handshake    connector id = mark and incarnation (the kernel sends 1 there and never reads it)
+//! resume       the first frame: "I have had n frames of this session", as a keepalive response with the mark as key
+//! then         all frames after the peer's n, in their old order, and whatever is new
 //! ```
+//! A frame is kept until the peer is known to have it: an answer to a message says so of all that was sent up to that
+//! message; the status word of a message (which the kernel sends as 0 and never reads) counts what its sender has had.
 //! A session ends when heartbeat says that the peer is down.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::frame::{Frame, SystemStatus};
+use super::frame::{Frame, Kind, OCELOT_MARK};
 use crate::limits::{QUEUED_MESSAGES, WINDOW};
 
 /// Who the peer is.
@@ -26,47 +27,50 @@ pub(super) enum Peer {
     Ocelot(u32),
 }
 
-/// A message that waits for its answer, or to be sent.
-#[derive(Debug, Clone)]
-struct Outgoing {
+/// A message that waits to be sent.
+#[derive(Debug)]
+struct Queued {
     tag: u64,
-    frame: Frame,
+    msg_type: u16,
+    key: u32,
+    payload: Vec<u8>,
 }
 
-/// What to do with a message that came in.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Incoming {
-    /// Handle it; its place in the session.
-    New(u64),
-    /// It was handled, and this is the answer.
-    Answered(Frame),
-    /// It is being handled.
-    Known,
-    /// A number that cannot come now.
-    Gap,
+/// A message that waits for its answer.
+#[derive(Debug)]
+struct Asked {
+    tag: u64,
+    /// Its place in the order of all frames.
+    place: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct Session {
     pub peer: Peer,
-    /// The last message's place: its number, counted on beyond 32 bits.
+    queue: VecDeque<Queued>,
+    unanswered: BTreeMap<u32, Asked>,
+    next_number: u32,
+    /// Frames that the peer may not have, oldest first; the last has the place `sent`.
+    log: VecDeque<Frame>,
     sent: u64,
-    unanswered: BTreeMap<u64, Outgoing>,
-    queue: VecDeque<Outgoing>,
-    had: u64,
-    answers: BTreeMap<u64, Option<Frame>>,
+    received: u64,
 }
 
 impl Session {
     pub fn new() -> Self {
         Session {
             peer: Peer::Unknown,
-            sent: 0,
-            unanswered: BTreeMap::new(),
             queue: VecDeque::new(),
-            had: 0,
-            answers: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
+            next_number: 0,
+            log: VecDeque::new(),
+            sent: 0,
+            received: 0,
         }
+    }
+
+    fn resumes(&self) -> bool {
+        matches!(self.peer, Peer::Ocelot(_))
     }
 
     /// Puts a message in line.
@@ -74,175 +78,279 @@ impl Session {
         if self.queue.len() >= QUEUED_MESSAGES {
             return false;
         }
-        let frame = Frame::message(msg_type, key, 0, payload);
-        self.queue.push_back(Outgoing { tag, frame });
+        self.queue.push_back(Queued {
+            tag,
+            msg_type,
+            key,
+            payload,
+        });
         true
     }
 
-    /// The next message to send, if the window has room.
-    pub fn next_to_send(&mut self) -> Option<&Frame> {
-        let oldest = self.unanswered.first_key_value();
-        let oldest = oldest.map_or(self.sent + 1, |(at, _)| *at);
-        if self.sent + 1 >= oldest + u64::from(WINDOW) {
+    /// The bytes of the next message to send, if the window has room.
+    pub fn next_to_send(&mut self) -> Option<Vec<u8>> {
+        if self.unanswered.len() >= WINDOW {
             return None;
         }
-        let mut message = self.queue.pop_front()?;
+        let Queued {
+            tag,
+            msg_type,
+            key,
+            payload,
+        } = self.queue.pop_front()?;
+        // A number is free again once its message is answered; the kernel ignores answers to numbers above its largest.
+        while self.unanswered.contains_key(&self.next_number) {
+            self.next_number = self.next_number.wrapping_add(1) & i32::MAX as u32;
+        }
+        let number = self.next_number;
+        self.next_number = number.wrapping_add(1) & i32::MAX as u32;
+        let place = self.sent + 1;
+        self.unanswered.insert(number, Asked { tag, place });
+        Some(self.send(Frame::message(msg_type, key, number, payload)))
+    }
+
+    /// The bytes of a frame that takes its place in the order now.
+    pub fn send(&mut self, frame: Frame) -> Vec<u8> {
         self.sent += 1;
-        message.frame.number = self.sent as u32;
-        let message = self.unanswered.entry(self.sent).or_insert(message);
-        Some(&message.frame)
+        let bytes = self.bytes(&frame);
+        if self.resumes() {
+            self.log.push_back(frame);
+        }
+        bytes
     }
 
-    /// What has no answer, in order: to be sent again.
-    pub fn unanswered(&self) -> impl Iterator<Item = &Frame> {
-        self.unanswered.values().map(|message| &message.frame)
+    /// As `send`, while no connection is there: it is sent when the session is resumed.
+    pub fn keep(&mut self, frame: Frame) {
+        if self.resumes() {
+            self.sent += 1;
+            self.log.push_back(frame);
+        }
     }
 
-    /// An answer came in: whose.
+    fn bytes(&self, frame: &Frame) -> Vec<u8> {
+        if self.resumes() && frame.kind == Kind::Message {
+            let status = self.received as u32 as i32;
+            let frame = Frame {
+                status,
+                ..frame.clone()
+            };
+            return frame.encode();
+        }
+        frame.encode()
+    }
+
+    /// What an Ocelot node says first on a new connection.
+    pub fn resume_frame(&self) -> Frame {
+        Frame {
+            key: OCELOT_MARK,
+            status: self.received as u32 as i32,
+            ..Frame::keepalive(Kind::KeepaliveResponse)
+        }
+    }
+
+    /// The peer's first word on a new connection: what to send it again. Nothing when it claims to have what was never sent,
+    /// or to lack what it had.
+    pub fn resume(&mut self, frame: &Frame) -> Option<Vec<Vec<u8>>> {
+        let said = frame.kind == Kind::KeepaliveResponse && frame.key == OCELOT_MARK;
+        if !said || !self.peer_has(frame.status as u32) {
+            return None;
+        }
+        Some(self.log.iter().map(|frame| self.bytes(frame)).collect())
+    }
+
+    /// The peer has had so many frames, by the lower half of their number; whether that can be.
+    fn peer_has(&mut self, count: u32) -> bool {
+        let missing = u64::from((self.sent as u32).wrapping_sub(count));
+        if missing > self.log.len() as u64 {
+            return false;
+        }
+        self.log.drain(..self.log.len() - missing as usize);
+        true
+    }
+
+    /// A message or an answer came in. Whether what it says of this side's frames can be.
+    pub fn received(&mut self, frame: &Frame) -> bool {
+        self.received += 1;
+        !self.resumes() || frame.kind != Kind::Message || self.peer_has(frame.status as u32)
+    }
+
+    /// An answer came in: whose. The peer has all that was sent before that message.
     pub fn answered(&mut self, number: u32) -> Option<u64> {
-        let (oldest, _) = self.unanswered.first_key_value()?;
-        let place = oldest + u64::from(number.wrapping_sub(*oldest as u32));
-        self.unanswered.remove(&place).map(|message| message.tag)
-    }
-
-    /// A message came in.
-    pub fn incoming(&mut self, number: u32) -> Incoming {
-        if self.peer == Peer::Kernel {
-            // Its numbers are slots that it uses again.
-            self.had += 1;
-            return Incoming::New(self.had);
-        }
-        match number.wrapping_sub(self.had as u32) as i32 {
-            1 => {
-                self.had += 1;
-                self.answers.insert(self.had, None);
-                let old = self.had.saturating_sub(u64::from(WINDOW));
-                self.answers = self.answers.split_off(&(old + 1));
-                Incoming::New(self.had)
-            }
-            ahead if ahead > 1 => Incoming::Gap,
-            behind => {
-                let place = self.had.checked_sub(u64::from(behind.unsigned_abs()));
-                match place.and_then(|place| self.answers.get(&place)) {
-                    Some(Some(answer)) => Incoming::Answered(answer.clone()),
-                    Some(None) | None => Incoming::Known,
-                }
-            }
-        }
-    }
-
-    /// The handler's answer to the message at this place.
-    pub fn answer(
-        &mut self,
-        place: u64,
-        message: (u16, u32, u32),
-        system: SystemStatus,
-        status: i32,
-    ) -> Frame {
-        let frame = Frame::status(message, system, status);
-        if let Some(answer) = self.answers.get_mut(&place) {
-            *answer = Some(frame.clone());
-        }
-        frame
+        let Asked { tag, place } = self.unanswered.remove(&number)?;
+        let missing = (self.sent - place) as usize;
+        let known = self.log.len().saturating_sub(missing);
+        self.log.drain(..known);
+        Some(tag)
     }
 
     /// The connection to a kernel node broke: what it has not answered is lost.
     pub fn take_unanswered(&mut self) -> Vec<u64> {
         let unanswered = std::mem::take(&mut self.unanswered);
-        unanswered
-            .into_values()
-            .map(|message| message.tag)
+        unanswered.into_values().map(|asked| asked.tag).collect()
+    }
+
+    /// The session is over: everything that was to be said, in its order.
+    pub fn end(self) -> Vec<u64> {
+        let mut asked: Vec<Asked> = self.unanswered.into_values().collect();
+        asked.sort_by_key(|asked| asked.place);
+        let queued = self.queue.into_iter().map(|queued| queued.tag);
+        asked
+            .into_iter()
+            .map(|asked| asked.tag)
+            .chain(queued)
             .collect()
     }
 
-    /// The session is over: everything that was to be said.
-    pub fn end(self) -> Vec<u64> {
-        let all = self.unanswered.into_values().chain(self.queue);
-        all.map(|message| message.tag).collect()
+    /// Whether anything has been said in it.
+    pub fn is_fresh(&self) -> bool {
+        self.sent == 0 && self.received == 0
     }
 
+    /// Messages without an answer.
     pub fn waiting(&self) -> usize {
         self.unanswered.len() + self.queue.len()
+    }
+
+    /// Frames that may have to be sent again.
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        self.log.len()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::{Decoder, Handshake, Item, SystemStatus};
+    use crate::timing::Timing;
+    use proptest::prelude::*;
 
-    fn sender(messages: u64) -> Session {
+    fn ocelot() -> Session {
         let mut session = Session::new();
         session.peer = Peer::Ocelot(7);
-        for tag in 0..messages {
-            assert!(session.enqueue(tag, 500, 1, vec![tag as u8]));
-        }
         session
     }
 
-    #[test]
-    fn the_window_holds_back_what_the_receiver_could_not_remember() {
-        let mut session = sender(1000);
-        let mut numbers = Vec::new();
-        while let Some(frame) = session.next_to_send() {
-            numbers.push(frame.number);
+    fn decode(bytes: &[u8]) -> Frame {
+        let mut decoder = Decoder::default();
+        decoder.push(&Handshake::new(&Timing::kernel(), 1).encode());
+        decoder.push(bytes);
+        decoder.next_item().unwrap();
+        match decoder.next_item().unwrap() {
+            Some(Item::Frame(frame)) => frame,
+            other => panic!("{other:?}"),
         }
-        assert_eq!(numbers, (1..=WINDOW).collect::<Vec<_>>());
-        // Answers out of order: the oldest decides.
-        assert_eq!(session.answered(2), Some(1));
-        assert!(session.next_to_send().is_none());
-        assert_eq!(session.answered(1), Some(0));
-        let next: Vec<_> =
-            std::iter::from_fn(|| session.next_to_send().map(|f| f.number)).collect();
-        assert_eq!(next, [WINDOW + 1, WINDOW + 2]);
-        assert_eq!(session.answered(1), None, "answered twice");
-        assert_eq!(session.answered(WINDOW + 3), None, "never sent");
-        assert_eq!(session.unanswered().count(), WINDOW as usize);
-        assert_eq!(session.end().len(), 998);
+    }
+
+    fn answer(number: u32) -> Frame {
+        Frame::status((500, 1, number), SystemStatus::None, 0)
     }
 
     #[test]
-    fn what_is_sent_again_is_handled_once_and_answered_again() {
-        let mut session = sender(0);
-        let New(place) = session.incoming(1) else {
-            panic!("new")
-        };
-        use Incoming::*;
-        assert_eq!(session.incoming(1), Known, "no answer yet");
-        let answer = session.answer(place, (500, 9, 1), SystemStatus::None, -5);
-        assert_eq!(session.incoming(1), Answered(answer));
-        assert_eq!(session.incoming(3), Gap);
-        for number in 2..=WINDOW + 1 {
-            assert!(matches!(session.incoming(number), New(_)), "{number}");
+    fn the_window_bounds_what_is_unanswered() {
+        for mut session in [ocelot(), Session::new()] {
+            for tag in 0..1000 {
+                assert!(session.enqueue(tag, 500, 1, Vec::new()));
+            }
+            let sent: Vec<_> = std::iter::from_fn(|| session.next_to_send()).collect();
+            assert_eq!(sent.len(), WINDOW);
+            assert_eq!(session.answered(5), Some(5));
+            assert_eq!(session.answered(5), None, "answered twice");
+            assert!(session.next_to_send().is_some() && session.next_to_send().is_none());
+            assert_eq!(session.waiting(), 999);
+            assert_eq!(session.end().len(), 999);
         }
+    }
+
+    #[test]
+    fn numbers_go_round_and_pass_over_those_in_use() {
+        let mut session = ocelot();
+        session.next_number = i32::MAX as u32 - 1;
+        (0..3).for_each(|tag| assert!(session.enqueue(tag, 1, 1, Vec::new())));
+        let numbers =
+            std::iter::from_fn(|| session.next_to_send().map(|bytes| decode(&bytes).number));
         assert_eq!(
-            session.incoming(1),
-            Known,
-            "forgotten: no sender asks for it"
+            numbers.collect::<Vec<_>>(),
+            [i32::MAX as u32 - 1, i32::MAX as u32, 0]
+        );
+        session.next_number = i32::MAX as u32;
+        session.enqueue(9, 1, 1, Vec::new());
+        assert_eq!(
+            session.next_to_send().map(|bytes| decode(&bytes).number),
+            Some(1)
         );
     }
 
     #[test]
-    fn numbers_go_round() {
-        let mut session = sender(3);
-        session.sent = u64::from(u32::MAX) - 1;
-        let numbers: Vec<_> =
-            std::iter::from_fn(|| session.next_to_send().map(|f| f.number)).collect();
-        assert_eq!(numbers, [u32::MAX, 0, 1]);
-        assert_eq!(session.answered(1), Some(2));
-        assert_eq!(session.answered(u32::MAX), Some(0));
-        session.had = u64::from(u32::MAX) - 1;
-        for number in [u32::MAX, 0, 1] {
-            assert!(matches!(session.incoming(number), Incoming::New(_)));
-        }
-        assert_eq!(session.incoming(u32::MAX), Incoming::Known);
+    fn impossible_counts_are_refused() {
+        let mut session = ocelot();
+        (0..3).for_each(|tag| assert!(session.enqueue(tag, 1, 1, Vec::new())));
+        while session.next_to_send().is_some() {}
+        let said = |count: u32| Frame {
+            status: count as i32,
+            ..Session::new().resume_frame()
+        };
+        assert_eq!(session.resume(&said(4)), None, "never sent");
+        assert_eq!(session.resume(&said(2)).unwrap().len(), 1);
+        assert_eq!(session.resume(&said(1)), None, "it had that");
+        assert_eq!(
+            session.resume(&Frame::keepalive(Kind::KeepaliveResponse)),
+            None
+        );
     }
 
-    #[test]
-    fn a_kernel_uses_its_numbers_again() {
-        let mut session = Session::new();
-        session.peer = Peer::Kernel;
-        for _ in 0..3 {
-            assert!(matches!(session.incoming(0), Incoming::New(_)));
+    proptest! {
+        /// Two sessions over a connection that breaks anywhere: each side has every frame of the other once, in order.
+        #[test]
+        fn frames_come_once_and_in_order(steps in proptest::collection::vec(0u8..10, 1..400)) {
+            let mut sessions = [ocelot(), ocelot()];
+            let mut wires: [VecDeque<Vec<u8>>; 2] = Default::default();
+            let mut had: [Vec<(Kind, u32)>; 2] = Default::default();
+            let mut said: [Vec<(Kind, u32)>; 2] = Default::default();
+            let mut tags = 0;
+            for step in steps {
+                let side = usize::from(step % 2);
+                match step / 2 {
+                    // Asks.
+                    0 | 1 => {
+                        tags += 1;
+                        sessions[side].enqueue(tags, 500, 1, Vec::new());
+                        if let Some(bytes) = sessions[side].next_to_send() {
+                            said[side].push((Kind::Message, decode(&bytes).number));
+                            wires[side].push_back(bytes);
+                        }
+                    }
+                    // A frame arrives, and is answered.
+                    2 | 3 => if let Some(bytes) = wires[1 - side].pop_front() {
+                        let frame = decode(&bytes);
+                        prop_assert!(sessions[side].received(&frame));
+                        had[side].push((frame.kind, frame.number));
+                        match frame.kind {
+                            Kind::Message => {
+                                let bytes = sessions[side].send(answer(frame.number));
+                                said[side].push((Kind::Status, frame.number));
+                                wires[side].push_back(bytes);
+                            }
+                            _ => prop_assert!(sessions[side].answered(frame.number).is_some()),
+                        }
+                    },
+                    // The connection breaks: what is on its way is lost; both connect again.
+                    _ => {
+                        let resumes = [sessions[0].resume_frame(), sessions[1].resume_frame()];
+                        for side in 0..2 {
+                            let again = sessions[side].resume(&resumes[1 - side]);
+                            prop_assert!(again.is_some());
+                            wires[side] = again.unwrap().into();
+                        }
+                    }
+                }
+                for side in 0..2 {
+                    let other = &said[1 - side];
+                    prop_assert_eq!(&had[side][..], &other[..had[side].len()]);
+                    prop_assert_eq!(had[side].len() + wires[1 - side].len(), other.len());
+                    prop_assert!(sessions[side].kept() <= said[side].len());
+                }
+            }
         }
     }
 }

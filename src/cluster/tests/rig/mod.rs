@@ -92,7 +92,7 @@ impl Checker {
 
     fn fail(&self, what: String) -> ! {
         let log = self.log.borrow();
-        let last = log.iter().rev().take(120).rev();
+        let last = log.iter().rev().take(150).rev();
         let history: Vec<&str> = last.map(String::as_str).collect();
         panic!("{what} at {:?}\n{}", self.world.now(), history.join("\n"));
     }
