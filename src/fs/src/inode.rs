@@ -5,7 +5,6 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
-use async_lock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use ondisk::{BlockNr, Dinode, Kind};
 
 use crate::cache::BlockRef;
@@ -13,6 +12,7 @@ use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::journal::Tid;
 use crate::limits;
+use crate::lock::{ReadGuard, RwLock, WriteGuard};
 use crate::range_lock::RangeLocks;
 use crate::run_cache::RunCache;
 
@@ -21,7 +21,7 @@ pub struct Inode {
     nr: BlockNr,
     block: BlockRef,
     /// Shared to read the file or the directory, exclusive to change it.
-    pub lock: RwLock<()>,
+    pub lock: RwLock,
     /// Writes that run at the same time, under the shared lock.
     pub ranges: RangeLocks,
     /// Extents found lately.
@@ -53,7 +53,7 @@ impl Inode {
     }
 
     /// The right to read it, unless it is gone.
-    pub async fn shared(&self) -> Result<RwLockReadGuard<'_, ()>> {
+    pub async fn shared(&self) -> Result<ReadGuard<'_>> {
         let guard = self.lock.read().await;
         if self.deleted.get() {
             Err(Error::Stale(self.nr))
@@ -62,8 +62,13 @@ impl Inode {
         }
     }
 
+    /// The right to read it, if it is there and nobody is in the way.
+    pub fn try_shared(&self) -> Option<ReadGuard<'_>> {
+        self.lock.try_read().filter(|_| !self.deleted.get())
+    }
+
     /// The right to change it, unless it is gone.
-    pub async fn exclusive(&self) -> Result<RwLockWriteGuard<'_, ()>> {
+    pub async fn exclusive(&self) -> Result<WriteGuard<'_>> {
         let guard = self.lock.write().await;
         if self.deleted.get() {
             Err(Error::Stale(self.nr))
@@ -189,7 +194,7 @@ impl Inodes {
         let inode = Rc::new(Inode {
             nr,
             block,
-            lock: RwLock::new(()),
+            lock: RwLock::default(),
             ranges: RangeLocks::default(),
             runs: RunCache::default(),
             opens: Cell::new(0),

@@ -26,6 +26,7 @@ mod file_map;
 mod inode;
 mod journal;
 pub mod limits;
+mod lock;
 mod range_lock;
 mod refcount;
 mod run_cache;

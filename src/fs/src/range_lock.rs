@@ -16,14 +16,16 @@ use std::task::{Poll, Waker};
 /// The ranges of one file.
 #[derive(Default)]
 pub struct RangeLocks {
-    /// In the order in which they asked.
-    ranges: RefCell<Vec<Entry>>,
+    /// In numbered places, which are used again: to come and go costs no search.
+    places: RefCell<Vec<Option<Entry>>>,
+    free: RefCell<Vec<usize>>,
     next: Cell<u64>,
     /// Ranges with a ragged edge among them: without any, whole blocks need not look.
     edged: Cell<usize>,
 }
 
 struct Entry {
+    /// In the order of asking.
     ticket: u64,
     range: Range,
     waker: Option<Waker>,
@@ -68,8 +70,10 @@ impl Range {
 }
 
 /// A range that is held; dropping it lets the next ones go.
+#[must_use = "the range is held as long as its guard lives"]
 pub struct RangeGuard<'a> {
     locks: &'a RangeLocks,
+    place: usize,
     ticket: u64,
 }
 
@@ -83,18 +87,16 @@ impl RangeLocks {
         }
         let mut waited = false;
         poll_fn(|cx| {
-            let mut ranges = self.ranges.borrow_mut();
-            let at = place(&ranges, guard.ticket).expect("only its guard removes it");
-            if ranges[..at]
-                .iter()
-                .any(|earlier| earlier.range.conflicts(&range))
-            {
-                waited = true;
-                ranges[at].waker = Some(cx.waker().clone());
-                Poll::Pending
-            } else {
-                Poll::Ready(())
+            let mut places = self.places.borrow_mut();
+            let in_the_way =
+                |other: &Entry| other.ticket < guard.ticket && other.range.conflicts(&range);
+            if !places.iter().flatten().any(in_the_way) {
+                return Poll::Ready(());
             }
+            waited = true;
+            let own = places[guard.place].as_mut();
+            own.expect("only its guard removes it").waker = Some(cx.waker().clone());
+            Poll::Pending
         })
         .await;
         (guard, waited)
@@ -103,7 +105,8 @@ impl RangeLocks {
     /// The range, if nobody conflicts.
     pub fn try_lock(&self, range: Range) -> Option<RangeGuard<'_>> {
         let conflicts = |other: &Entry| other.range.conflicts(&range);
-        if self.ranges.borrow().iter().any(conflicts) {
+        let edges_about = self.edged.get() > 0 || range.has_edge();
+        if edges_about && self.places.borrow().iter().flatten().any(conflicts) {
             return None;
         }
         Some(self.enter(range))
@@ -114,43 +117,55 @@ impl RangeLocks {
         self.next.set(ticket + 1);
         self.edged
             .set(self.edged.get() + usize::from(range.has_edge()));
-        self.ranges.borrow_mut().push(Entry {
+        let entry = Some(Entry {
             ticket,
             range,
             waker: None,
         });
+        let (mut places, mut free) = (self.places.borrow_mut(), self.free.borrow_mut());
+        let place = match free.pop() {
+            Some(place) => {
+                places[place] = entry;
+                place
+            }
+            None => {
+                places.push(entry);
+                // Room for all of them, so that to let go never takes memory.
+                free.reserve(places.len());
+                places.len() - 1
+            }
+        };
         RangeGuard {
             locks: self,
+            place,
             ticket,
         }
     }
-}
 
-/// Where a ticket's entry is: they are in the order of their tickets.
-fn place(ranges: &[Entry], ticket: u64) -> Option<usize> {
-    ranges
-        .binary_search_by_key(&ticket, |entry| entry.ticket)
-        .ok()
+    #[cfg(test)]
+    fn is_idle(&self) -> bool {
+        self.places.borrow().iter().all(Option::is_none)
+    }
 }
 
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
         let locks = self.locks;
-        let mut ranges = locks.ranges.borrow_mut();
-        let Some(at) = place(&ranges, self.ticket) else {
+        let mut places = locks.places.borrow_mut();
+        let Some(gone) = places[self.place].take() else {
             return;
         };
+        locks.free.borrow_mut().push(self.place);
         // Who waits has an edge, or waits for one: with none about, nobody does.
-        let nobody_waits = locks.edged.get() == 0;
-        let gone = ranges.remove(at);
+        if locks.edged.get() == 0 {
+            return;
+        }
         locks
             .edged
             .set(locks.edged.get() - usize::from(gone.range.has_edge()));
-        if nobody_waits {
-            return;
-        }
-        for later in &mut ranges[at..] {
-            if later.range.conflicts(&gone.range)
+        for later in places.iter_mut().flatten() {
+            if later.ticket > self.ticket
+                && later.range.conflicts(&gone.range)
                 && let Some(waker) = later.waker.take()
             {
                 waker.wake();
@@ -212,7 +227,7 @@ mod tests {
         drop(first);
         sim.run_until_idle().unwrap();
         assert_eq!(order.borrow().len(), 1000);
-        assert!(locks.ranges.borrow().is_empty());
+        assert!(locks.is_idle());
     }
 
     #[test]
@@ -227,7 +242,7 @@ mod tests {
             assert!(waiting.as_mut().poll(&mut cx).is_pending());
         }
         drop(held);
-        assert!(locks.ranges.borrow().is_empty());
+        assert!(locks.is_idle());
         let (_guard, waited) = sim.block_on(locks.lock(range(2, 1))).unwrap();
         assert!(!waited);
     }

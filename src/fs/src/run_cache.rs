@@ -13,14 +13,15 @@ use crate::extent::{self, Mapping, Root, Run};
 use crate::inode::Inode;
 
 /// Runs remembered of one file.
-const RUNS: usize = 8;
+const RUNS: usize = 64;
 
 /// The runs of one file.
 #[derive(Default)]
 pub struct RunCache {
     shape: Cell<u64>,
+    /// By logical cluster; they do not overlap.
     runs: RefCell<Vec<Run>>,
-    /// The next to give way.
+    /// Moves on through the places, for who gives way.
     hand: Cell<usize>,
 }
 
@@ -30,9 +31,9 @@ impl RunCache {
             return None;
         }
         let runs = self.runs.borrow();
-        runs.iter()
-            .find(|run| run.cpos <= cpos && u64::from(cpos) < run.end())
-            .copied()
+        let behind = runs.partition_point(|run| run.cpos <= cpos);
+        let run = runs.get(behind.checked_sub(1)?)?;
+        (u64::from(cpos) < run.end()).then_some(*run)
     }
 
     fn add(&self, shape: u64, run: Run) {
@@ -40,20 +41,30 @@ impl RunCache {
         if self.shape.replace(shape) != shape {
             runs.clear();
         }
-        if runs.len() < RUNS {
-            runs.push(run);
-        } else {
+        if runs.len() == RUNS {
             let hand = self.hand.get() % RUNS;
-            runs[hand] = run;
-            self.hand.set(hand + 1);
+            runs.remove(hand);
+            // Not the neighbour next time: a stream that comes around would find nothing.
+            self.hand.set(hand + 7);
+        }
+        let at = runs.partition_point(|other| other.cpos <= run.cpos);
+        let known = at.checked_sub(1).and_then(|before| runs.get(before));
+        if known.is_none_or(|known| known.end() <= u64::from(run.cpos)) {
+            runs.insert(at, run);
         }
     }
 }
 
+/// As [`lookup`], from what is remembered only.
+pub fn peek(core: &Core, inode: &Inode, cpos: u32) -> Option<Mapping> {
+    let run = inode.runs.find(core.cache.shape(), cpos)?;
+    Some(mapping(core, run, cpos))
+}
+
 /// As [`extent::lookup`] of a file's own tree. The caller holds the inode.
 pub async fn lookup(core: &Core, inode: &Inode, cpos: u32) -> Result<Mapping> {
-    if let Some(run) = inode.runs.find(core.cache.shape(), cpos) {
-        return Ok(mapping(core, run, cpos));
+    if let Some(found) = peek(core, inode, cpos) {
+        return Ok(found);
     }
     let root = Root::dinode(inode.block());
     // The stamp before the walk: a change during it makes what was found old at once.

@@ -18,6 +18,7 @@ pub struct WallTime {
 pub trait Host {
     /// Monotonic time since some fixed start.
     fn now(&self) -> Duration;
+    /// The time of day, for timestamps: it may be as old as the current turn of the thread's loop.
     fn wall(&self) -> WallTime;
     /// Not for secrets.
     fn random(&self) -> u64;

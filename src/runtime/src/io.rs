@@ -102,10 +102,11 @@ pub struct Completion {
     pub result: Result<(), DeviceError>,
 }
 
+/// Cells, not reference cells: values are put in and taken out, and nobody looks at them in place.
 #[derive(Default)]
 struct Slot {
-    completion: RefCell<Option<Completion>>,
-    waker: RefCell<Option<Waker>>,
+    completion: Cell<Option<Completion>>,
+    waker: Cell<Option<Waker>>,
     /// The future was dropped: the completion is for nobody.
     abandoned: Cell<bool>,
 }
@@ -127,8 +128,8 @@ fn give_back(slot: Rc<Slot>) {
     if Rc::strong_count(&slot) != 1 {
         return;
     }
-    slot.completion.borrow_mut().take();
-    slot.waker.borrow_mut().take();
+    drop(slot.completion.take());
+    drop(slot.waker.take());
     slot.abandoned.set(false);
     // A thread that is ending has no pool any more; then the slot is simply freed.
     let _ = POOL.try_with(|pool| {
@@ -191,10 +192,9 @@ impl Request {
         }
         let previous = slot
             .completion
-            .borrow_mut()
-            .replace(Completion { buffers, result });
+            .replace(Some(Completion { buffers, result }));
         assert!(previous.is_none(), "an I/O was completed twice");
-        let waker = slot.waker.borrow_mut().take();
+        let waker = slot.waker.take();
         drop(slot);
         if let Some(waker) = waker {
             waker.wake();
@@ -225,8 +225,7 @@ impl Future for Io {
             .slot
             .as_ref()
             .expect("an Io is not polled after it is ready");
-        let completion = slot.completion.borrow_mut().take();
-        match completion {
+        match slot.completion.take() {
             Some(completion) => {
                 if let Some(slot) = self.slot.take() {
                     give_back(slot);
@@ -234,11 +233,11 @@ impl Future for Io {
                 Poll::Ready(completion)
             }
             None => {
-                let mut waker = slot.waker.borrow_mut();
-                match waker.as_mut() {
-                    Some(old) => old.clone_from(cx.waker()),
-                    None => *waker = Some(cx.waker().clone()),
-                }
+                let waker = match slot.waker.take() {
+                    Some(old) if old.will_wake(cx.waker()) => old,
+                    _ => cx.waker().clone(),
+                };
+                slot.waker.set(Some(waker));
                 Poll::Pending
             }
         }

@@ -50,6 +50,12 @@ impl<'a> Handle<'a> {
     /// Not to be held across an await.
     pub fn modify<'b>(&mut self, block: &'b BlockRef) -> RefMut<'b, [u8]> {
         self.inner.cache.note_change(block.kind());
+        self.modify_attributes(block)
+    }
+
+    /// As [`Handle::modify`], where no extent list is touched: what is remembered of extent trees
+    /// stays good.
+    pub fn modify_attributes<'b>(&mut self, block: &'b BlockRef) -> RefMut<'b, [u8]> {
         let before = (block.snapshot(), block.kind());
         self.touch(block, Some(before));
         RefMut::map(block.cell().borrow_mut(), |bytes| {

@@ -305,6 +305,10 @@ impl Journal {
         self.inner.aborted.borrow().as_ref().map(cause_of)
     }
 
+    pub fn is_aborted(&self) -> bool {
+        self.inner.aborted.borrow().is_some()
+    }
+
     /// Ends the journal: everything home, the log empty, the owner's mark cleared. Handles begun
     /// later are refused. After an abort the journal stays as it is on the device, for a replay.
     pub async fn close(&self) -> Result<()> {

@@ -29,7 +29,6 @@ mod xattrs;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use async_lock::{Mutex, RwLock, RwLockReadGuard};
 use ondisk::BlockNr;
 use ondisk::feature::InodeFlags;
 
@@ -38,6 +37,7 @@ use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::inode::InodeRef;
 use crate::limits;
+use crate::lock::{ReadGuard, RwLock};
 
 pub use clone::CloneAs;
 pub use open::FileHandle;
@@ -55,10 +55,10 @@ pub struct Volume(Rc<Inner>);
 pub(crate) struct Inner {
     core: Core,
     /// Held shared by every operation, exclusively by unmount.
-    gate: RwLock<()>,
+    gate: RwLock,
     mounted: Cell<bool>,
     /// Renames across directories, one at a time: nobody else moves an ancestor meanwhile.
-    rename: Mutex<()>,
+    rename: RwLock,
     /// Why nothing is written, if nothing is.
     read_only: RefCell<Option<String>>,
     recovered: bool,
@@ -101,7 +101,7 @@ impl Volume {
     }
 
     /// Enters the gate; unmount waits until the guard is dropped.
-    async fn enter(&self) -> Result<RwLockReadGuard<'_, ()>> {
+    async fn enter(&self) -> Result<ReadGuard<'_>> {
         let guard = self.0.gate.read().await;
         if self.0.mounted.get() {
             Ok(guard)
@@ -110,8 +110,18 @@ impl Volume {
         }
     }
 
+    /// As [`Volume::enter`], if nobody has to be waited for.
+    fn try_enter(&self) -> Option<ReadGuard<'_>> {
+        self.0.gate.try_read().filter(|_| self.0.mounted.get())
+    }
+
+    fn is_read_only(&self) -> bool {
+        let journal = &self.core().journal;
+        self.0.read_only.borrow().is_some() || (journal.is_set() && journal.is_aborted())
+    }
+
     /// As [`Volume::enter`], for operations that write.
-    async fn enter_writing(&self) -> Result<RwLockReadGuard<'_, ()>> {
+    async fn enter_writing(&self) -> Result<ReadGuard<'_>> {
         let guard = self.enter().await?;
         match self.read_only() {
             None => Ok(guard),

@@ -13,7 +13,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use async_lock::{Mutex, RwLock};
 use ondisk::feature::Incompat;
 use ondisk::{BlockNr, Geometry, PROBE_BYTES, SlotNr, SuperError};
 use runtime::{BlockDevice, BlockDeviceExt, Host};
@@ -26,6 +25,7 @@ use crate::dir;
 use crate::error::{Error, Result};
 use crate::inode::Inodes;
 use crate::journal::{Journal, JournalSetup};
+use crate::lock::RwLock;
 use crate::slot_map::SlotMap;
 use crate::system::{System, SystemFile};
 
@@ -229,9 +229,9 @@ impl Volume {
 fn volume(core: Core, read_only: Option<String>, recovered: bool) -> Volume {
     Volume(Rc::new(Inner {
         core,
-        gate: RwLock::new(()),
+        gate: RwLock::default(),
         mounted: Cell::new(true),
-        rename: Mutex::new(()),
+        rename: RwLock::default(),
         read_only: RefCell::new(read_only),
         recovered,
         opens: Cell::new(0),

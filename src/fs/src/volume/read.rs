@@ -7,6 +7,7 @@ use ondisk::BlockNr;
 use ondisk::feature::{DynFeatures, ExtentFlags};
 use runtime::{BlockDeviceExt, Buffer};
 
+use super::write::Way;
 use super::{FileHandle, FileKind, Ino, Volume, kind_of};
 use crate::error::{Error, Result};
 use crate::inode::InodeRef;
@@ -32,19 +33,24 @@ impl Volume {
     /// Up to `len` bytes from `offset`; fewer only at the end of the file, or when `len` is more
     /// than [`limits::READ_MAX`].
     pub async fn read(&self, file: &FileHandle, offset: u64, len: u64) -> Result<Bytes> {
-        if !file.flags().read {
-            return Err(Error::Invalid("the handle is not open for reading".into()));
-        }
+        self.check_read(file)?;
         let _gate = self.enter().await?;
         let result = async {
-            if kind_of(file.inode()) != FileKind::Regular {
-                return Err(Error::IsDirectory(file.inode().nr()));
-            }
             let _shared = file.inode().shared().await?;
             self.read_range(file.inode(), offset, len).await
         }
         .await;
         self.watch(result)
+    }
+
+    pub(super) fn check_read(&self, file: &FileHandle) -> Result<()> {
+        if !file.flags().read {
+            return Err(Error::Invalid("the handle is not open for reading".into()));
+        }
+        match kind_of(file.inode()) {
+            FileKind::Regular => Ok(()),
+            _ => Err(Error::IsDirectory(file.inode().nr())),
+        }
     }
 
     /// As [`Volume::read`], into memory of the device, which comes back with how many bytes of it
@@ -55,30 +61,20 @@ impl Volume {
         offset: u64,
         buffer: Buffer,
     ) -> (Buffer, Result<u64>) {
-        let place = async {
-            let gate = self.enter().await?;
-            if !file.flags().read {
-                return Err(Error::Invalid("the handle is not open for reading".into()));
-            }
-            let shared = file.inode().shared().await?;
-            let place = self
-                .direct_place(file.inode(), offset, buffer.len() as u64)
-                .await?;
-            Ok((place, shared, gate))
+        let len = buffer.len() as u64;
+        let held = match self.direct_now(file, Way::Out, offset, len) {
+            Some(held) => Ok(Some(held)),
+            // In a box, as all that most requests do not come by: their own future stays small.
+            None => Box::pin(self.direct(file, Way::Out, offset, len)).await,
         };
-        let place = place.await;
-        match self.watch(place) {
-            Ok((Some(at), _shared, _gate)) => {
-                let len = buffer.len() as u64;
-                let (buffer, result) = self.core().device.read(at, buffer).await;
+        match self.watch(held) {
+            Ok(Some(held)) => {
+                let (buffer, result) = self.core().device.read(held.at, buffer).await;
                 (buffer, result.map(|()| len).map_err(Error::from))
             }
-            Ok((None, _shared, _gate)) => {
+            Ok(None) => {
                 let mut buffer = buffer;
-                let result = self
-                    .read_range(file.inode(), offset, buffer.len() as u64)
-                    .await;
-                let result = self.watch(result).map(|bytes| {
+                let result = Box::pin(self.read(file, offset, len)).await.map(|bytes| {
                     buffer[..bytes.len()].copy_from_slice(&bytes);
                     bytes.len() as u64
                 });
@@ -86,26 +82,6 @@ impl Volume {
             }
             Err(error) => (buffer, Err(error)),
         }
-    }
-
-    /// Where a range lies on the device, in bytes, if it is whole blocks of one written extent
-    /// inside the file.
-    async fn direct_place(&self, inode: &InodeRef, offset: u64, len: u64) -> Result<Option<u64>> {
-        let block = self.core().block_size() as u64;
-        {
-            let d = inode.dinode();
-            let inside = offset
-                .checked_add(len)
-                .is_some_and(|end| end <= d.i_size.get());
-            let aligned = offset.is_multiple_of(block) && len.is_multiple_of(block) && len > 0;
-            if !inside || !aligned || d.dyn_features().contains(DynFeatures::INLINE_DATA) {
-                return Ok(None);
-            }
-        }
-        Ok(self
-            .one_run(inode, offset, len, true)
-            .await?
-            .map(|first| first.0 * block))
     }
 
     /// As [`Volume::read`], by number, without a handle.

@@ -54,7 +54,7 @@ impl Volume {
         let _rename = if same_dir {
             None
         } else {
-            Some(self.0.rename.lock().await)
+            Some(self.0.rename.write().await)
         };
         let (first, second) = if source_dir.nr() <= target_dir.nr() {
             (&source_dir, &target_dir)

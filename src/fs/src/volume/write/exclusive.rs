@@ -34,7 +34,7 @@ const WRITE_BLOCKS: u32 = 64;
 
 /// Times are kept to this grain when only data changes, as the kernel's coarse clock does: a
 /// stream of small overwrites is not a stream of inode updates.
-const TIME_GRAIN_NS: i128 = 4_000_000;
+const TIME_GRAIN_NS: u32 = 4_000_000;
 
 impl Volume {
     /// The whole rest of a request, attempt by attempt. The caller has the inode exclusively.
@@ -266,7 +266,7 @@ impl Volume {
     /// Size and times of a step that changed metadata anyway.
     fn finish_step(&self, mut h: Handle<'_>, inode: &InodeRef, end: u64) {
         {
-            let mut bytes = h.modify(inode.block());
+            let mut bytes = h.modify_attributes(inode.block());
             let d = Dinode::of_mut(&mut bytes);
             if end > d.i_size.get() {
                 d.i_size.set(end);
@@ -278,21 +278,27 @@ impl Volume {
 
     /// Size and times of a step that changed data only: a handle only where they change.
     pub(super) async fn finish_overwrite(&self, inode: &InodeRef, end: u64) -> Result<()> {
-        let core = self.core();
-        let now = core.now();
-        let stale = {
-            let d = inode.dinode();
-            let mtime =
-                i128::from(d.i_mtime.get()) * 1_000_000_000 + i128::from(d.i_mtime_nsec.get());
-            let now = i128::from(now.seconds) * 1_000_000_000 + i128::from(now.nanoseconds);
-            end > d.i_size.get() || (now - mtime).abs() >= TIME_GRAIN_NS
-        };
-        if !stale {
+        if self.attributes_hold(inode, end) {
             return Ok(());
         }
-        let h = core.journal.begin(1).await?;
+        let h = self.core().journal.begin(1).await?;
         self.finish_step(h, inode, end);
         Ok(())
+    }
+
+    /// Size and times are right already after a write up to `end` that ends now.
+    pub(super) fn attributes_hold(&self, inode: &InodeRef, end: u64) -> bool {
+        let now = self.core().now();
+        let d = inode.dinode();
+        let (seconds, nanoseconds) = (d.i_mtime.get(), d.i_mtime_nsec.get());
+        let fresh = if now.seconds as u64 == seconds {
+            now.nanoseconds.abs_diff(nanoseconds) < TIME_GRAIN_NS
+        } else {
+            let mtime = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+            let now = i128::from(now.seconds) * 1_000_000_000 + i128::from(now.nanoseconds);
+            (now - mtime).abs() < i128::from(TIME_GRAIN_NS)
+        };
+        fresh && end <= d.i_size.get()
     }
 
     async fn drop_set_id(&self, inode: &InodeRef) -> Result<()> {

@@ -2,15 +2,16 @@
 //! written and not shared. The inode is held shared, so many run at the same time; the range lock
 //! orders those that meet at a ragged edge.
 
-use async_lock::RwLockReadGuard;
 use futures_util::future::join_all;
-use ondisk::BlockNr;
 use ondisk::feature::{DynFeatures, ExtentFlags};
+use ondisk::{BlockNr, Dinode};
 use runtime::{BlockDeviceExt, Buffer};
 
 use super::iocb::{Iocb, Path};
 use crate::error::{Error, Result};
+use crate::extent::Mapping;
 use crate::inode::Inode;
+use crate::lock::ReadGuard;
 use crate::range_lock::{Range, RangeGuard};
 use crate::run_cache;
 use crate::volume::attr::without_set_id;
@@ -20,6 +21,24 @@ use crate::volume::{FileHandle, Volume};
 struct Piece {
     first: BlockNr,
     blocks: u64,
+}
+
+/// The way that a request's bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::volume) enum Way {
+    /// Into the file.
+    In,
+    Out,
+}
+
+/// What a request holds while its bytes go straight between the device and its own memory.
+pub(in crate::volume) struct Direct<'f> {
+    /// Where they are, in bytes from the start of the device.
+    pub at: u64,
+    // Given back in this order.
+    _range: Option<RangeGuard<'f>>,
+    _shared: ReadGuard<'f>,
+    _gate: ReadGuard<'f>,
 }
 
 impl Volume {
@@ -53,54 +72,116 @@ impl Volume {
         error.map_or(Ok(true), Err)
     }
 
-    /// As [`Volume::write_in_place`], from the device's own memory and only where it needs no copy:
-    /// whole blocks, one run. `None`, and nothing done, if not. The buffer comes back.
-    pub(super) async fn write_in_place_from(
-        &self,
-        file: &FileHandle,
-        position: u64,
-        buffer: Buffer,
-    ) -> (Buffer, Result<Option<u64>>) {
-        let len = buffer.len() as u64;
-        let (first, _shared, _guard) = match self.hold_one_run(file, position, len).await {
-            Ok(Some(held)) => held,
-            Ok(None) => return (buffer, Ok(None)),
-            Err(error) => return (buffer, Err(error)),
-        };
-        let core = self.core();
-        let (buffer, result) = core
-            .device
-            .write(first.0 * core.block_size() as u64, buffer)
-            .await;
-        if let Err(error) = result {
-            return (buffer, Err(error.into()));
-        }
-        file.inode().data_written();
-        let finished = self.finish_overwrite(file.inode(), position + len).await;
-        (buffer, finished.map(|()| Some(len)))
-    }
-
-    /// The one run that the range is, the inode held shared and the range locked.
-    async fn hold_one_run<'f>(
-        &self,
+    /// What a request of whole blocks over one run needs to go straight between the device and its
+    /// own memory: nothing is copied. `None` if that cannot be.
+    ///
+    /// The future is only made where [`Volume::direct_now`] had nothing to give.
+    pub(in crate::volume) async fn direct<'f>(
+        &'f self,
         file: &'f FileHandle,
+        way: Way,
         position: u64,
         len: u64,
-    ) -> Result<Option<(BlockNr, RwLockReadGuard<'f, ()>, RangeGuard<'f>)>> {
-        let block = self.core().block_size() as u64;
-        let aligned = position.is_multiple_of(block) && len.is_multiple_of(block) && len > 0;
-        if !aligned || file.flags().nowait || !may_be_in_place(file, position, len) {
+    ) -> Result<Option<Direct<'f>>> {
+        if way == Way::In && file.flags().nowait {
+            return Ok(None);
+        }
+        let gate = match way {
+            Way::In => self.enter_writing().await?,
+            Way::Out => self.enter().await?,
+        };
+        self.check_way(file, way)?;
+        if !self.may_be_direct(file, way, position, len) {
             return Ok(None);
         }
         let shared = file.inode().shared().await?;
-        if !fits_in_place(file.inode(), position, len) {
+        // Once more, now that nobody can change it.
+        if !self.may_be_direct(file, way, position, len) {
             return Ok(None);
         }
-        let Some(first) = self.one_run(file.inode(), position, len, false).await? else {
+        let cpos = (position / self.core().geometry.cluster_size() as u64) as u32;
+        let run = run_cache::lookup(self.core(), file.inode(), cpos).await?;
+        let Some(at) = self.place_in(&run, way, position, len) else {
             return Ok(None);
         };
-        let (_, guard) = self.lock_range(file, position, len).await?;
-        Ok(Some((first, shared, guard)))
+        let range = match way {
+            Way::In => Some(self.lock_range(file, position, len).await?.1),
+            Way::Out => None,
+        };
+        Ok(Some(Direct {
+            at,
+            _range: range,
+            _shared: shared,
+            _gate: gate,
+        }))
+    }
+
+    /// As [`Volume::direct`], if everything it needs is at hand. `None` is no answer but to ask that
+    /// one. This is what most requests of a busy file come by: nothing here waits or takes memory.
+    pub(in crate::volume) fn direct_now<'f>(
+        &'f self,
+        file: &'f FileHandle,
+        way: Way,
+        position: u64,
+        len: u64,
+    ) -> Option<Direct<'f>> {
+        let gate = self.try_enter()?;
+        if way == Way::In && self.is_read_only() {
+            return None;
+        }
+        let inode = file.inode();
+        let shared = inode.try_shared()?;
+        if self.check_way(file, way).is_err() || !self.may_be_direct(file, way, position, len) {
+            return None;
+        }
+        let cpos = (position / self.core().geometry.cluster_size() as u64) as u32;
+        let run = run_cache::peek(self.core(), inode, cpos)?;
+        let at = self.place_in(&run, way, position, len)?;
+        let range = match way {
+            Way::In => Some(inode.ranges.try_lock(self.range_of(position, len))?),
+            Way::Out => None,
+        };
+        Some(Direct {
+            at,
+            _range: range,
+            _shared: shared,
+            _gate: gate,
+        })
+    }
+
+    /// Whole blocks inside a file whose bytes lie in clusters. For writing: in place.
+    fn may_be_direct(&self, file: &FileHandle, way: Way, position: u64, len: u64) -> bool {
+        let block = self.core().block_size() as u64;
+        let aligned = (position | len) & (block - 1) == 0 && len > 0;
+        aligned
+            && match way {
+                Way::In => may_be_in_place(file, position, len),
+                Way::Out => is_inside(&file.inode().dinode(), position, len),
+            }
+    }
+
+    fn check_way(&self, file: &FileHandle, way: Way) -> Result<()> {
+        match way {
+            Way::In => self.check_write(file),
+            Way::Out => self.check_read(file),
+        }
+    }
+
+    /// The device's byte for a range that one written extent holds: for writing, one not shared.
+    fn place_in(&self, run: &Mapping, way: Way, position: u64, len: u64) -> Option<u64> {
+        let cluster = self.core().geometry.cluster_size() as u64;
+        let end = (u64::from(run.cpos) + u64::from(run.clusters)) * cluster;
+        let usable = match way {
+            Way::In => run.flags.is_empty(),
+            Way::Out => !run.flags.contains(ExtentFlags::UNWRITTEN),
+        };
+        let start = run.physical.filter(|_| usable && position + len <= end)?;
+        let into = position - u64::from(run.cpos) * cluster;
+        Some(start.0 * self.core().block_size() as u64 + into)
+    }
+
+    fn range_of(&self, position: u64, len: u64) -> Range {
+        Range::of_bytes(position, len, self.core().block_size() as u64)
     }
 
     async fn lock_range<'f>(
@@ -109,7 +190,7 @@ impl Volume {
         position: u64,
         len: u64,
     ) -> Result<(Range, RangeGuard<'f>)> {
-        let range = Range::of_bytes(position, len, self.core().block_size() as u64);
+        let range = self.range_of(position, len);
         let locks = &file.inode().ranges;
         if file.flags().nowait {
             let guard = locks.try_lock(range);
@@ -119,31 +200,6 @@ impl Volume {
             ));
         }
         Ok((range, locks.lock(range).await.0))
-    }
-
-    /// The device's block for a range that one written extent holds: for writing, one not shared.
-    pub(in crate::volume) async fn one_run(
-        &self,
-        inode: &Inode,
-        position: u64,
-        len: u64,
-        shared_too: bool,
-    ) -> Result<Option<BlockNr>> {
-        let core = self.core();
-        let cluster = core.geometry.cluster_size() as u64;
-        let cpos = (position / cluster) as u32;
-        let run = run_cache::lookup(core, inode, cpos).await?;
-        let end = (u64::from(run.cpos) + u64::from(run.clusters)) * cluster;
-        let usable = match shared_too {
-            true => !run.flags.contains(ExtentFlags::UNWRITTEN),
-            false => run.flags.is_empty(),
-        };
-        let whole = usable && position + len <= end;
-        let into = (position % cluster) / core.block_size() as u64;
-        Ok(run
-            .physical
-            .filter(|_| whole)
-            .map(|start| BlockNr(start.0 + into)))
     }
 
     async fn plan_in_place(
@@ -258,9 +314,13 @@ fn may_be_in_place(file: &FileHandle, position: u64, len: u64) -> bool {
 /// Inside the file, not inline, and no set-id bits to drop.
 fn fits_in_place(inode: &Inode, position: u64, len: u64) -> bool {
     let d = inode.dinode();
+    is_inside(&d, position, len) && without_set_id(d.i_mode.get()) == d.i_mode.get()
+}
+
+/// Bytes of a file that are there, and lie in clusters.
+fn is_inside(d: &Dinode, position: u64, len: u64) -> bool {
     position
         .checked_add(len)
         .is_some_and(|end| end <= d.i_size.get())
         && !d.dyn_features().contains(DynFeatures::INLINE_DATA)
-        && without_set_id(d.i_mode.get()) == d.i_mode.get()
 }
