@@ -322,7 +322,7 @@ impl BlockDevice for Bdev {
             Ok(true) => request.complete(Ok(())),
             Ok(false) => {
                 self.inner.one_more();
-                request::start(self.inner.clone(), request);
+                request::start(&self.inner, request);
             }
             Err((kind, detail)) => {
                 let error = request.error(kind, detail);

@@ -69,7 +69,6 @@ struct Slot {
 }
 
 /// Slots are made as they are needed and never freed: there are as many as requests were ever in flight at once.
-#[derive(Default)]
 struct Slots {
     all: Vec<NonNull<Slot>>,
     free: Vec<u32>,
@@ -101,28 +100,38 @@ impl Slots {
 }
 
 thread_local! {
-    static SLOTS: RefCell<Slots> = RefCell::default();
+    static SLOTS: RefCell<Slots> = const {
+        RefCell::new(Slots {
+            all: Vec::new(),
+            free: Vec::new(),
+            queued: VecDeque::new(),
+        })
+    };
 }
 
-fn occupy(active: Active) -> Token {
-    count(1);
-    SLOTS.with_borrow_mut(|slots| {
-        let place = slots.free.pop().unwrap_or_else(|| slots.add());
-        let slot = slots.at(place);
+impl Slots {
+    fn occupy(&mut self, active: Active) -> Token {
+        let place = self.free.pop().unwrap_or_else(|| self.add());
+        let slot = self.at(place);
         slot.active = Some(active);
         Token {
             place,
             generation: slot.generation,
         }
-    })
+    }
 }
 
-/// Empties the slot of a completion.
+fn occupy(active: Active) -> Token {
+    count(1);
+    SLOTS.with_borrow_mut(|slots| slots.occupy(active))
+}
+
+/// Empties the slot of a completion. The second answer tells whether others wait for their turn.
 ///
 /// # Panics
 /// When it is empty, or used by another request: the completion came twice, and memory may be damaged.
-fn vacate(token: Token) -> Active {
-    let active = SLOTS.with_borrow_mut(|slots| {
+fn vacate(token: Token) -> (Active, bool) {
+    SLOTS.with_borrow_mut(|slots| {
         let slot = slots.at(token.place);
         assert!(
             slot.generation == token.generation,
@@ -132,10 +141,9 @@ fn vacate(token: Token) -> Active {
         slot.vectors.clear();
         let active = slot.active.take();
         slots.free.push(token.place);
-        active
-    });
-    count(-1);
-    active.expect("an occupied slot has its request")
+        let active = active.expect("an occupied slot has its request");
+        (active, !slots.queued.is_empty())
+    })
 }
 
 fn count(change: isize) {
@@ -149,19 +157,47 @@ fn count(change: isize) {
     });
 }
 
-/// Starts a request that is in range and aligned.
-pub(super) fn start(device: Rc<Inner>, request: Request) {
-    match bounce_for(&device, &request) {
-        Ok(bounce) => submit_in_turn(occupy(Active {
-            work: Work::Request(request),
-            device,
-            bounce,
-        })),
+/// A request has come back.
+fn count_done() {
+    reactor::with_current(|reactor| {
+        let in_flight = reactor.in_flight.get();
+        reactor
+            .in_flight
+            .set(in_flight.checked_sub(1).expect("counted in pairs"));
+        let requests = &reactor.shared.counters.requests;
+        requests.store(requests.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    });
+}
+
+/// Starts a request that is in range and aligned: submits it, or queues it if SPDK has enough.
+pub(super) fn start(device: &Rc<Inner>, request: Request) {
+    let bounce = match bounce_for(device, &request) {
+        Ok(bounce) => bounce,
         Err(detail) => {
             let error = request.error(DeviceErrorKind::Failed, detail);
             request.complete(Err(error));
             device.one_done();
+            return;
         }
+    };
+    count(1);
+    let active = Active {
+        work: Work::Request(request),
+        device: device.clone(),
+        bounce,
+    };
+    let call = SLOTS.with_borrow_mut(|slots| {
+        let token = slots.occupy(active);
+        // The slot is occupied already: this request counts itself.
+        if slots.queued.is_empty() && slots.with_spdk() <= limits::WITH_SPDK {
+            Some((token, describe(slots.at(token.place))))
+        } else {
+            slots.queued.push_back(token);
+            None
+        }
+    });
+    if let Some((token, call)) = call {
+        hand_over(token, call);
     }
 }
 
@@ -175,21 +211,6 @@ pub(super) fn start_reset(
         device,
         bounce: None,
     }));
-}
-
-/// Submits, or queues the request if SPDK has enough.
-fn submit_in_turn(token: Token) {
-    let now = SLOTS.with_borrow_mut(|slots| {
-        // The slot is occupied already: this request counts itself.
-        let now = slots.queued.is_empty() && slots.with_spdk() <= limits::WITH_SPDK;
-        if !now {
-            slots.queued.push_back(token);
-        }
-        now
-    });
-    if now {
-        submit(token);
-    }
 }
 
 /// Submits what waits for its turn, as far as there is room now. A request that fails at once ends in here again; then
@@ -242,8 +263,12 @@ fn bounce_for(device: &Inner, request: &Request) -> Result<Option<Buffer>, &'sta
 
 /// Hands a slot's request to SPDK, now or when SPDK has room for it.
 fn submit(token: Token) {
-    // Described first and called then: nothing is borrowed while SPDK runs, which may complete requests.
     let call = SLOTS.with_borrow_mut(|slots| describe(slots.at(token.place)));
+    hand_over(token, call);
+}
+
+/// Described first and called then: nothing is borrowed while SPDK runs, which may complete requests.
+fn hand_over(token: Token, call: Option<Call>) {
     let rc = match call {
         // SAFETY: described from this slot, which stays as it is until its completion.
         Some(call) => unsafe { call.make(token.to_context()) },
@@ -447,15 +472,15 @@ unsafe extern "C" fn on_complete(io: *mut sys::spdk_bdev_io, success: bool, cont
 
 /// Ends a slot's request, exactly once.
 fn finish(token: Token, failure: Option<Failure>) {
-    let Active {
-        work,
-        device,
-        bounce,
-    } = vacate(token);
-    reactor::with_current(|reactor| {
-        let requests = &reactor.shared.counters.requests;
-        requests.store(requests.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    });
+    let (
+        Active {
+            work,
+            device,
+            bounce,
+        },
+        others_wait,
+    ) = vacate(token);
+    count_done();
     match work {
         Work::Request(mut request) => {
             if let (Some(bounce), Op::Read, None) = (&bounce, request.op, &failure) {
@@ -475,7 +500,9 @@ fn finish(token: Token, failure: Option<Failure>) {
         }
     }
     device.one_done();
-    submit_queued();
+    if others_wait {
+        submit_queued();
+    }
 }
 
 fn scatter(from: &Buffer, to: &mut Buffers) {

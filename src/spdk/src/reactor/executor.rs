@@ -1,61 +1,81 @@
 //! The executor: tasks are `!Send` futures in numbered places of one reactor; wakers are numbers that any thread may
 //! hold.
 //!
-//! A waker never reaches a future: it holds the task's number, with a generation, and the reactor's mailbox. So it may
-//! outlive the task, and be dropped or woken on any thread; the future itself is polled and dropped only here.
+//! A waker never reaches a future: it names the task's place, with the reactor's mailbox. So it may outlive the task, and
+//! be dropped or woken on any thread; the future itself is polled and dropped only here. A waker that has outlived its task
+//! wakes whoever has the place now, for nothing, which any future must bear.
+//!
+//! A place's bell is made once and never freed (there are as many as tasks ever lived at once): wakers are copied and
+//! dropped without counting.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
 use runtime::LocalFuture;
 
 use super::mailbox::{Message, Shared};
 use crate::limits;
 
-/// A task's place, and how often the place had been used before.
+/// A task's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TaskId {
-    place: u32,
-    generation: u32,
-}
+pub(crate) struct TaskId(u32);
 
-/// What a task's wakers share.
+/// What the wakers of a place ring.
 struct Bell {
     id: TaskId,
-    /// The task is in a ready queue or on its way there: further wakes add nothing.
+    /// The place is in a ready queue or on its way there: further wakes add nothing.
     queued: AtomicBool,
     reactor: Arc<Shared>,
 }
 
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if self.queued.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        if !super::wake_here(&self.reactor, self.id) {
+impl Bell {
+    fn ring(&self) {
+        // On the reactor's own thread there is no need for one atomic step: if another thread rings at the same time, the
+        // place is queued twice, and the second poll is for nothing.
+        let here = super::with_current(|reactor| {
+            let here = Arc::ptr_eq(&reactor.shared, &self.reactor);
+            if here && !self.queued.load(Ordering::Relaxed) {
+                self.queued.store(true, Ordering::Relaxed);
+                reactor.executor.wake(self.id);
+            }
+            here
+        });
+        if here != Some(true) && !self.queued.swap(true, Ordering::AcqRel) {
             self.reactor.post(Message::Wake(self.id));
         }
     }
+
+    fn waker(&'static self) -> Waker {
+        // SAFETY: the functions of the table keep the waker's contract: the pointer is to a bell that lives for ever and
+        // may be rung from any thread.
+        unsafe { Waker::from_raw(raw(self)) }
+    }
 }
 
-struct Task {
-    future: LocalFuture<()>,
-    bell: Arc<Bell>,
-    waker: Waker,
+static TABLE: RawWakerVTable = RawWakerVTable::new(copy, ring, ring, forget);
+
+fn raw(bell: &'static Bell) -> RawWaker {
+    RawWaker::new(std::ptr::from_ref(bell).cast(), &TABLE)
 }
 
-#[derive(Default)]
+unsafe fn copy(bell: *const ()) -> RawWaker {
+    RawWaker::new(bell, &TABLE)
+}
+
+unsafe fn ring(bell: *const ()) {
+    // SAFETY: every waker of this table was made with a pointer to a bell, which is never freed.
+    unsafe { &*bell.cast::<Bell>() }.ring();
+}
+
+unsafe fn forget(_: *const ()) {}
+
 struct Place {
-    generation: u32,
+    bell: &'static Bell,
     /// None while free, and while its task is being polled.
-    task: Option<Task>,
+    task: Option<LocalFuture<()>>,
 }
 
 pub(crate) struct Executor {
@@ -84,36 +104,30 @@ impl Executor {
         if self.closed.get() {
             return;
         }
-        let place = match self.free.borrow_mut().pop() {
-            Some(place) => place,
+        let place = self.free.borrow_mut().pop();
+        let mut places = self.places.borrow_mut();
+        let place = match place {
+            Some(place) => &mut places[place as usize],
             None => {
-                let mut places = self.places.borrow_mut();
-                places.push(Place::default());
-                u32::try_from(places.len() - 1).expect("fewer than 2^32 tasks")
+                let id = TaskId(u32::try_from(places.len()).expect("fewer than 2^32 tasks"));
+                let bell = Box::leak(Box::new(Bell {
+                    id,
+                    queued: AtomicBool::new(false),
+                    reactor: self.reactor.clone(),
+                }));
+                places.push(Place { bell, task: None });
+                places.last_mut().expect("it was just put there")
             }
         };
-        let mut places = self.places.borrow_mut();
-        let slot = &mut places[place as usize];
-        let id = TaskId {
-            place,
-            generation: slot.generation,
-        };
-        let bell = Arc::new(Bell {
-            id,
-            queued: AtomicBool::new(true),
-            reactor: self.reactor.clone(),
-        });
-        let waker = Waker::from(bell.clone());
-        slot.task = Some(Task {
-            future,
-            bell,
-            waker,
-        });
+        place.task = Some(future);
         self.live.set(self.live.get() + 1);
-        self.ready.borrow_mut().push_back(id);
+        // It may be on its way already: a waker of the place's last task.
+        if !place.bell.queued.swap(true, Ordering::AcqRel) {
+            self.wake(place.bell.id);
+        }
     }
 
-    /// Puts a task in the ready queue. Of a task that is gone, nothing comes: its number no longer fits.
+    /// Puts a place in the ready queue. Of one that is free nothing comes.
     pub fn wake(&self, id: TaskId) {
         self.ready.borrow_mut().push_back(id);
     }
@@ -136,23 +150,21 @@ impl Executor {
     }
 
     fn poll(&self, id: TaskId) {
-        let taken = {
+        let (bell, task) = {
             let mut places = self.places.borrow_mut();
-            match places.get_mut(id.place as usize) {
-                Some(place) if place.generation == id.generation => place.task.take(),
-                _ => None,
-            }
+            let Some(place) = places.get_mut(id.0 as usize) else {
+                return;
+            };
+            (place.bell, place.task.take())
         };
-        let Some(mut task) = taken else { return };
-        // Before the poll: a wake during it must queue the task again.
-        task.bell.queued.store(false, Ordering::Release);
-        let outcome = task
-            .future
-            .as_mut()
-            .poll(&mut Context::from_waker(&task.waker));
-        match outcome {
+        // Before the poll: a wake during it must queue the task again. And in one step with the look at what another thread
+        // did before it rang and found the place queued: this poll is the one that it counts on.
+        bell.queued.swap(false, Ordering::AcqRel);
+        let Some(mut task) = task else { return };
+        let waker = bell.waker();
+        match task.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Pending if !self.closed.get() => {
-                self.places.borrow_mut()[id.place as usize].task = Some(task);
+                self.places.borrow_mut()[id.0 as usize].task = Some(task);
             }
             _ => {
                 self.retire(id);
@@ -163,10 +175,7 @@ impl Executor {
     }
 
     fn retire(&self, id: TaskId) {
-        let mut places = self.places.borrow_mut();
-        let place = &mut places[id.place as usize];
-        place.generation = place.generation.wrapping_add(1);
-        self.free.borrow_mut().push(id.place);
+        self.free.borrow_mut().push(id.0);
         self.live.set(self.live.get() - 1);
     }
 
@@ -175,15 +184,12 @@ impl Executor {
         self.closed.set(true);
         let count = self.places.borrow().len();
         for place in 0..count {
-            let (task, generation) = {
+            let (id, task) = {
                 let mut places = self.places.borrow_mut();
-                (places[place].task.take(), places[place].generation)
+                (places[place].bell.id, places[place].task.take())
             };
             if let Some(task) = task {
-                self.retire(TaskId {
-                    place: u32::try_from(place).expect("fewer than 2^32 tasks"),
-                    generation,
-                });
+                self.retire(id);
                 drop(task);
             }
         }

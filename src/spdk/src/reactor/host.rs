@@ -1,6 +1,6 @@
 //! The reactor as [`runtime::Host`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,6 +16,8 @@ pub struct ReactorHost {
     reactor: Rc<Reactor>,
     random: RefCell<SmallRng>,
     started: Instant,
+    /// The turn in which the clock was last read, and what it said.
+    wall: Cell<Option<(u64, WallTime)>>,
 }
 
 /// The host of this thread, if it is a reactor's.
@@ -27,6 +29,7 @@ pub fn host() -> Option<Rc<ReactorHost>> {
         reactor,
         random: RefCell::new(SmallRng::seed_from_u64(seed)),
         started: Instant::now(),
+        wall: Cell::new(None),
     }))
 }
 
@@ -36,13 +39,14 @@ impl Host for ReactorHost {
     }
 
     fn wall(&self) -> WallTime {
-        match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(since) => WallTime {
-                seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-                nanoseconds: since.subsec_nanos(),
-            },
-            // A clock before 1970 is a clock that was never set.
-            Err(_) => WallTime::default(),
+        let turn = self.reactor.turns.get();
+        match self.wall.get() {
+            Some((read_in, time)) if read_in == turn => time,
+            _ => {
+                let time = read_clock();
+                self.wall.set(Some((turn, time)));
+                time
+            }
         }
     }
 
@@ -56,5 +60,16 @@ impl Host for ReactorHost {
 
     fn sleep(&self, duration: Duration) -> LocalFuture<()> {
         Box::pin(self.reactor.timers.sleep(duration))
+    }
+}
+
+fn read_clock() -> WallTime {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => WallTime {
+            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            nanoseconds: since.subsec_nanos(),
+        },
+        // A clock before 1970 is a clock that was never set.
+        Err(_) => WallTime::default(),
     }
 }

@@ -29,7 +29,7 @@ pub use timer::Sleep;
 pub(crate) use turn::Phase;
 
 use crate::options::Polling;
-use executor::{Executor, TaskId};
+use executor::Executor;
 use timer::Timers;
 
 /// A reactor, on its own thread.
@@ -45,6 +45,8 @@ pub(crate) struct Reactor {
     /// Block devices open here.
     pub open_devices: Cell<usize>,
     phase: Cell<Phase>,
+    /// Turns of the loop.
+    turns: Cell<u64>,
 }
 
 thread_local! {
@@ -70,18 +72,6 @@ pub(crate) fn with_current<T>(f: impl FnOnce(&Rc<Reactor>) -> T) -> Option<T> {
 /// Is this a reactor's thread?
 pub fn on_reactor() -> bool {
     with_current(|_| ()).is_some()
-}
-
-/// Puts a task in the ready queue if `shared` is the reactor of this thread.
-fn wake_here(shared: &Arc<Shared>, id: TaskId) -> bool {
-    with_current(|reactor| {
-        let here = Arc::ptr_eq(&reactor.shared, shared);
-        if here {
-            reactor.executor.wake(id);
-        }
-        here
-    })
-    .unwrap_or(false)
 }
 
 /// Runs a future on this reactor until it ends. A reactor that is stopping drops it unpolled.
@@ -184,6 +174,7 @@ impl Reactor {
             in_flight: Cell::new(0),
             open_devices: Cell::new(0),
             phase: Cell::new(Phase::Running),
+            turns: Cell::new(0),
         });
         let previous = CURRENT.with(|current| current.borrow_mut().replace(reactor.clone()));
         assert!(previous.is_none(), "a thread is one reactor");

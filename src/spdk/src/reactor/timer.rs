@@ -7,47 +7,63 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-#[derive(Default)]
+use super::turn::{in_ticks, ticks};
+
 pub(crate) struct Timers {
-    /// By deadline; the number tells apart what is due at the same instant.
-    waiting: RefCell<BTreeMap<(Instant, u64), Waker>>,
+    /// By deadline, in ticks of the processor's counter; the number tells apart what is due at the same tick.
+    waiting: RefCell<BTreeMap<(u64, u64), Waker>>,
+    /// The first deadline, or never: looked at in every turn.
+    first: Cell<u64>,
     next_number: Cell<u64>,
 }
+
+impl Default for Timers {
+    fn default() -> Self {
+        Timers {
+            waiting: RefCell::default(),
+            first: Cell::new(NEVER),
+            next_number: Cell::new(0),
+        }
+    }
+}
+
+const NEVER: u64 = u64::MAX;
 
 impl Timers {
     pub fn sleep(self: &Rc<Self>, duration: Duration) -> Sleep {
         let number = self.next_number.get();
         self.next_number.set(number + 1);
-        // Further than a century away is never.
-        let forever = Duration::from_secs(100 * 365 * 86_400);
         Sleep {
             timers: self.clone(),
-            key: (Instant::now() + duration.min(forever), number),
+            key: (ticks().saturating_add(in_ticks(duration)), number),
             waiting: false,
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.waiting.borrow().is_empty()
+    /// In ticks.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let first = self.first.get();
+        (first != NEVER).then_some(first)
     }
 
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.waiting.borrow().keys().next().map(|key| key.0)
+    fn look(&self, waiting: &BTreeMap<(u64, u64), Waker>) {
+        let first = waiting.first_key_value();
+        self.first.set(first.map_or(NEVER, |(key, _)| key.0));
     }
 
     /// Wakes all that is due.
-    pub fn fire(&self, now: Instant) {
-        loop {
-            let waker = {
-                let mut waiting = self.waiting.borrow_mut();
-                match waiting.first_entry() {
-                    Some(entry) if entry.key().0 <= now => entry.remove(),
-                    _ => return,
-                }
-            };
-            waker.wake();
+    pub fn fire(&self, now: u64) {
+        while self.first.get() <= now {
+            let mut waiting = self.waiting.borrow_mut();
+            let due = waiting.pop_first();
+            self.look(&waiting);
+            drop(waiting);
+            match due {
+                Some((_, waker)) => waker.wake(),
+                None => return,
+            }
         }
     }
 }
@@ -55,7 +71,7 @@ impl Timers {
 /// Ready once its time has come. Made by [`super::sleep`].
 pub struct Sleep {
     timers: Rc<Timers>,
-    key: (Instant, u64),
+    key: (u64, u64),
     waiting: bool,
 }
 
@@ -63,7 +79,7 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if Instant::now() >= self.key.0 {
+        if ticks() >= self.key.0 {
             return Poll::Ready(());
         }
         let mut waiting = self.timers.waiting.borrow_mut();
@@ -71,6 +87,7 @@ impl Future for Sleep {
             .entry(self.key)
             .and_modify(|waker| waker.clone_from(cx.waker()))
             .or_insert_with(|| cx.waker().clone());
+        self.timers.look(&waiting);
         drop(waiting);
         self.waiting = true;
         Poll::Pending
@@ -80,7 +97,10 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if self.waiting {
-            let waker = self.timers.waiting.borrow_mut().remove(&self.key);
+            let mut waiting = self.timers.waiting.borrow_mut();
+            let waker = waiting.remove(&self.key);
+            self.timers.look(&waiting);
+            drop(waiting);
             drop(waker);
         }
     }

@@ -31,6 +31,9 @@ const SHORTEST_SLEEP: Duration = Duration::from_micros(500);
 /// A deadline is looked at once in so many turns.
 const DEADLINE_EVERY: u64 = 256;
 
+/// What reactors did is told to others once in so many turns, and when there is nothing to do.
+const TELL_EVERY: u64 = 256;
+
 pub(super) fn ticks() -> u64 {
     // SAFETY: reads the processor's counter.
     unsafe { sys::spdk_get_ticks() }
@@ -39,6 +42,19 @@ pub(super) fn ticks() -> u64 {
 fn ticks_per_second() -> u64 {
     // SAFETY: a constant once the environment is up, which it is while reactors run.
     unsafe { sys::spdk_get_ticks_hz() }.max(1)
+}
+
+pub(super) fn in_ticks(duration: Duration) -> u64 {
+    let ticks = duration
+        .as_nanos()
+        .saturating_mul(u128::from(ticks_per_second()))
+        / 1_000_000_000;
+    u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
+fn from_ticks(ticks: u64) -> Duration {
+    let nanoseconds = u128::from(ticks) * 1_000_000_000 / u128::from(ticks_per_second());
+    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
 }
 
 impl Reactor {
@@ -53,11 +69,6 @@ impl Reactor {
 
     /// Runs until `done`. Returns whether it was done before the deadline.
     pub fn run_until(&self, deadline: Option<Instant>, mut done: impl FnMut() -> bool) -> bool {
-        let hz = ticks_per_second();
-        let in_ticks = |duration: Duration| {
-            u64::try_from(duration.as_nanos().saturating_mul(u128::from(hz)) / 1_000_000_000)
-                .unwrap_or(u64::MAX)
-        };
         let (spin, max_sleep) = match self.polling {
             Polling::Busy => (u64::MAX, Duration::ZERO),
             Polling::Adaptive { spin, max_sleep } => (in_ticks(spin), max_sleep),
@@ -65,31 +76,40 @@ impl Reactor {
         let generous_after = in_ticks(GENEROUS_AFTER);
         let transport_spin = in_ticks(limits::TRANSPORT_SPIN);
         let counters = &self.shared.counters;
-        let mut last_event = ticks();
-        let mut busy_ticks = 0u64;
-        let mut polls = counters.polls.load(Ordering::Relaxed);
         let busy_before = counters.busy_us.load(Ordering::Relaxed);
+        let mut busy_ticks = 0u64;
+        let tell = |busy_ticks| {
+            let busy_us = from_ticks(busy_ticks).as_micros() as u64;
+            counters
+                .busy_us
+                .store(busy_before + busy_us, Ordering::Relaxed);
+        };
+        let mut start = ticks();
+        let mut last_event = start;
         loop {
-            let start = ticks();
             let active = self.turn(start);
-            polls += 1;
-            counters.polls.store(polls, Ordering::Relaxed);
+            let turns = self.turns.get() + 1;
+            self.turns.set(turns);
+            counters.polls.store(turns, Ordering::Relaxed);
             if done() {
+                tell(busy_ticks);
                 return true;
             }
             // Whether or not there was something to do: a poller that always has must not outrun the deadline.
-            if polls.is_multiple_of(DEADLINE_EVERY)
+            if turns.is_multiple_of(DEADLINE_EVERY)
                 && deadline.is_some_and(|at| Instant::now() >= at)
             {
+                tell(busy_ticks);
                 return false;
             }
+            let began = start;
+            start = ticks();
             if active {
-                last_event = ticks();
-                busy_ticks += last_event - start;
-                let busy_us = u128::from(busy_ticks) * 1_000_000 / u128::from(hz);
-                counters
-                    .busy_us
-                    .store(busy_before + busy_us as u64, Ordering::Relaxed);
+                last_event = start;
+                busy_ticks += start - began;
+                if turns.is_multiple_of(TELL_EVERY) {
+                    tell(busy_ticks);
+                }
                 continue;
             }
             let fruitless = start.saturating_sub(last_event);
@@ -103,6 +123,7 @@ impl Reactor {
                 }
                 continue;
             }
+            let mut most = max_sleep;
             if nvmf::serves() {
                 // Hosts do not wake us.
                 if fruitless < transport_spin {
@@ -111,10 +132,11 @@ impl Reactor {
                     }
                     continue;
                 }
-                self.sleep(max_sleep.min(limits::TRANSPORT_SLEEP), hz);
-                continue;
+                most = most.min(limits::TRANSPORT_SLEEP);
             }
-            self.sleep(max_sleep, hz);
+            tell(busy_ticks);
+            self.sleep(most);
+            start = ticks();
         }
     }
 
@@ -126,9 +148,7 @@ impl Reactor {
             self.receive(message);
         }
         active |= self.poll_threads(now_ticks);
-        if !self.timers.is_empty() {
-            self.timers.fire(Instant::now());
-        }
+        self.timers.fire(now_ticks);
         let polled = self.executor.run_ready();
         if polled > 0 {
             active = true;
@@ -180,19 +200,17 @@ impl Reactor {
         active
     }
 
-    fn sleep(&self, max_sleep: Duration, hz: u64) {
+    fn sleep(&self, max_sleep: Duration) {
         let mut timeout = max_sleep;
         for thread in self.threads.borrow().iter() {
             let left = thread.next_timed_poller_ticks();
             if left > 0 {
-                let left_ns = u128::from(left) * 1_000_000_000 / u128::from(hz);
-                let left = Duration::from_nanos(u64::try_from(left_ns).unwrap_or(u64::MAX));
-                timeout = timeout.min(left.max(SHORTEST_SLEEP));
+                timeout = timeout.min(from_ticks(left).max(SHORTEST_SLEEP));
             }
         }
         let before = Instant::now();
         if let Some(deadline) = self.timers.next_deadline() {
-            timeout = timeout.min(deadline.saturating_duration_since(before));
+            timeout = timeout.min(from_ticks(deadline.saturating_sub(ticks())));
         }
         if timeout.is_zero() {
             return;
