@@ -6,12 +6,10 @@ pub use proto::{MAX_IO_BYTES, MAX_MESSAGE_BYTES};
 
 /// Operations of one volume that are on their way or being worked on.
 pub const VOLUME_IN_FLIGHT: usize = 1024;
-/// Operations of one `Io` stream that are worked on at once.
+/// Operations of one `Io` stream that were taken and whose answers are not.
 pub const IO_IN_FLIGHT: usize = 256;
 /// Bytes of those operations, read and written. One operation always fits.
 pub const IO_BYTES_IN_FLIGHT: usize = 32 << 20;
-/// Finished completions that wait for the client to take them, beside the ones in HTTP/2's window.
-pub const IO_COMPLETIONS: usize = 64;
 /// Chunks of one `Read` stream that are read ahead of the client.
 pub const READ_AHEAD_CHUNKS: usize = 4;
 /// Chunk of a `Read` stream when the client does not choose, in bytes.

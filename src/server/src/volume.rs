@@ -28,7 +28,8 @@ pub trait Home: Send + Sync {
     fn start(&self, start: Start) -> Result<()>;
 }
 
-type Job = Box<dyn FnOnce(&Rc<Local>) -> LocalFuture<()> + Send>;
+/// What a message to the home thread does there: it begins tasks of its own.
+type Job = Box<dyn FnOnce(&Rc<Local>) + Send>;
 
 /// The volume's side of the actor: only ever on the home thread.
 struct Local {
@@ -125,11 +126,11 @@ impl VolumeHandle {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |local| {
             let future = work(local);
-            Box::pin(async move {
+            local.host.spawn(Box::pin(async move {
                 let result = future.await;
                 drop(permit);
                 let _ = answer.send(result);
-            })
+            }));
         });
         self.0
             .jobs
@@ -243,6 +244,64 @@ impl RemoteFile {
     }
 }
 
+/// Work with open files of any volumes that begins together: one message to each home thread, and
+/// nothing comes back but what the work itself sends.
+#[derive(Default)]
+pub struct Batch {
+    by_volume: Vec<(VolumeHandle, Vec<FileJob>)>,
+}
+
+type FileJob = Box<dyn FnOnce(&Rc<Local>) + Send>;
+
+impl Batch {
+    /// Adds work with a file; it gets a failure if the file is gone. It is given back if the volume
+    /// has too much to do: then [`RemoteFile::call`] waits.
+    ///
+    /// If the volume goes before it begins, the work is dropped.
+    pub fn add<F, Fut>(&mut self, file: &RemoteFile, work: F) -> std::result::Result<(), F>
+    where
+        F: FnOnce(Result<Rc<dyn OpenFile>>) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + 'static,
+    {
+        let volume = &file.volume;
+        let Ok(permit) = volume.0.in_flight.clone().try_acquire_owned() else {
+            return Err(work);
+        };
+        let key = file.key;
+        let job: FileJob = Box::new(move |local| {
+            let file = local.files.borrow().get(&key).cloned();
+            let future = work(file.ok_or_else(|| Failure::gone("the file")));
+            local.host.spawn(Box::pin(async move {
+                future.await;
+                drop(permit);
+            }));
+        });
+        let known = self
+            .by_volume
+            .iter_mut()
+            .find(|(other, _)| Arc::ptr_eq(&other.0, &volume.0));
+        match known {
+            Some((_, jobs)) => jobs.push(job),
+            None => self.by_volume.push((volume.clone(), vec![job])),
+        }
+        Ok(())
+    }
+
+    /// Begins it.
+    pub fn send(self) {
+        for (volume, jobs) in self.by_volume {
+            let all: Job = Box::new(move |local| {
+                for job in jobs {
+                    job(local);
+                }
+            });
+            // There is room: every message has a permit, and there are as many places as permits.
+            // If the volume is gone, so is the work.
+            let _ = volume.0.jobs.try_send(all);
+        }
+    }
+}
+
 impl Drop for RemoteFile {
     fn drop(&mut self) {
         if !self.closed.swap(true, Ordering::Relaxed) {
@@ -261,7 +320,7 @@ async fn serve(
 ) {
     let local = Rc::new(Local {
         door,
-        host: host.clone(),
+        host,
         closing: Cell::new(0),
         files: RefCell::default(),
     });
@@ -269,7 +328,7 @@ async fn serve(
         tokio::select! {
             biased;
             job = jobs.recv() => match job {
-                Some(job) => host.spawn(job(&local)),
+                Some(job) => job(&local),
                 None => break,
             },
             key = closes.recv() => match key {

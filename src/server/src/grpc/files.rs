@@ -1,4 +1,4 @@
-//! The `Files` service: handles, sessions, and the two simple streams. `Io` is in [`super::io`].
+//! The `Files` service: handles, sessions, and the two simple streams. `Io` is in [`super::io_stream`].
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use proto::v1::{OpenFlags as FlagsMessage, *};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
-use super::io;
 use super::{Api, ResponseStream};
+use super::{io, io_stream};
 use crate::door::{
     Door, FileKind, IfExists, Ino, NewInode, OpenFile, OpenFlags, RangeMode, SeekFor, Written,
 };
@@ -218,7 +218,7 @@ impl Files for Api {
         &self,
         request: Request<Streaming<IoRequest>>,
     ) -> Result<Response<Self::IoStream>, Status> {
-        Ok(Response::new(Box::pin(io::serve(
+        Ok(Response::new(Box::pin(io_stream::serve(
             self.node.clone(),
             request.into_inner(),
         ))))

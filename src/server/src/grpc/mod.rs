@@ -4,6 +4,7 @@
 mod convert;
 mod files;
 mod io;
+mod io_stream;
 mod namespace;
 mod node;
 mod volumes;
