@@ -219,10 +219,20 @@ pub fn cpu_time(file: &str) -> Duration {
     Duration::from_nanos(first.and_then(|word| word.parse().ok()).unwrap_or(0))
 }
 
-/// The bytes of a new volume.
+/// The bytes of a new volume of the usual size.
 pub fn format() -> Result<Vec<u8>, Failure> {
+    format_of(VOLUME_BYTES)
+}
+
+/// One malloc bdev, as SPDK's configuration.
+pub fn malloc_config(name: &str, bytes: u64) -> String {
+    json!({"subsystems": [{"subsystem": "bdev", "config": [malloc(name, bytes)]}]}).to_string()
+}
+
+/// The bytes of a new volume.
+pub fn format_of(bytes: u64) -> Result<Vec<u8>, Failure> {
     let file = tempfile::NamedTempFile::new()?;
-    file.as_file().set_len(VOLUME_BYTES)?;
+    file.as_file().set_len(bytes)?;
     let options = [
         "-q", "-x", "-F", "-M", "local", "-N", "1", "-b", "4096", "-C", "4096", "-J", "size=16M",
     ];
