@@ -201,6 +201,8 @@ pub enum Command {
         offset: u64,
         path: Remote,
     },
+    /// Measure reads and writes of a file.
+    Bench(Bench),
     /// Show the space on volumes.
     Df { volumes: Vec<String> },
     /// Make everything durable that was changed on volumes.
@@ -293,6 +295,9 @@ pub struct Put {
     /// Fail if the file exists.
     #[arg(short, long)]
     pub no_clobber: bool,
+    /// Tell how the node wrote the data, attempt by attempt.
+    #[arg(long)]
+    pub explain: bool,
     /// Files on their way at once.
     #[arg(short, long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: u16,
@@ -314,6 +319,59 @@ pub struct Get {
     /// Files on their way at once.
     #[arg(short, long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: u16,
+}
+
+/// Requests of one size to a file, so many in flight, for some time; through the `Io` stream.
+#[derive(Debug, Clone, Args)]
+pub struct Bench {
+    /// The file. One that is not there is made, filled, and removed at the end.
+    pub path: Remote,
+    /// What the requests do.
+    #[arg(short, long, value_enum, default_value_t = Work::Read)]
+    pub work: Work,
+    /// Of a hundred mixed requests, how many are reads.
+    #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub read_percent: u8,
+    /// In order, rather than at random places. Each job goes through its part of the file, again
+    /// and again.
+    #[arg(long)]
+    pub sequential: bool,
+    /// Bytes of a request; K, M for powers of 1024.
+    #[arg(short, long, value_parser = parse_size, default_value = "4K")]
+    pub block_size: u64,
+    /// Requests that each job has in flight.
+    #[arg(short, long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub depth: u16,
+    /// Jobs: each has a connection and a part of the file.
+    #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: u16,
+    /// Bytes of the file that are used; K, M, G, T for powers of 1024.
+    #[arg(short, long, value_parser = parse_size, default_value = "64M")]
+    pub size: u64,
+    /// Seconds.
+    #[arg(short, long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub time: u32,
+    #[command(flatten)]
+    pub mode: Mode,
+    /// Write marked blocks, look at every block that is read, and at all of them at the end.
+    #[arg(long)]
+    pub verify: bool,
+    /// Work on a file that is there; writing (also to verify) destroys what it holds.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Leave a file that was made for this.
+    #[arg(long)]
+    pub keep: bool,
+    /// Where the random places begin; the same number gives the same places.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Work {
+    Read,
+    Write,
+    Mixed,
 }
 
 #[derive(Debug, Subcommand)]
@@ -594,6 +652,8 @@ mod tests {
             "ocelot xattr set /x user.a b --create",
             "ocelot mv --exchange /a /b",
             "ocelot chown 0:0 /x",
+            "ocelot put --explain a /x",
+            "ocelot bench data:/x --work mixed --sequential -b 64K -d 8 -j 2 --direct --verify",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -604,6 +664,8 @@ mod tests {
             "ocelot attach nvme n0 --tcp 127.0.0.1:4420",
             "ocelot truncate /x",
             "ocelot ls not-absolute",
+            "ocelot bench /x --depth 0",
+            "ocelot bench /x --work erase",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

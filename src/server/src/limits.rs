@@ -10,6 +10,8 @@ pub const VOLUME_IN_FLIGHT: usize = 1024;
 pub const IO_IN_FLIGHT: usize = 256;
 /// Bytes of those operations, read and written. One operation always fits.
 pub const IO_BYTES_IN_FLIGHT: usize = 32 << 20;
+/// Attempts of one `Write` stream that its answer tells.
+pub const ATTEMPTS_TOLD: usize = 4096;
 /// Chunks of one `Read` stream that are read ahead of the client.
 pub const READ_AHEAD_CHUNKS: usize = 4;
 /// Chunk of a `Read` stream when the client does not choose, in bytes.

@@ -171,6 +171,7 @@ async fn every_submission_is_completed_also_the_bad_ones() {
                 handle,
                 offset: id * 4096,
                 data,
+                explain: false,
             })),
         };
         IoRequest { id, operation }

@@ -10,6 +10,7 @@ mod xattrs;
 use std::process::ExitCode;
 
 use crate::args::{Cli, Command};
+use crate::bench;
 use crate::client::Client;
 use crate::error::{Exit, Failure, Result};
 use crate::output::{self, Output};
@@ -66,6 +67,7 @@ pub async fn run(session: &mut Session, cli: Cli) -> Result<()> {
         Command::Cat { paths } => transfer::cat(session, client, paths).await,
         Command::Put(args) => transfer::put(session, client, args).await,
         Command::Get(args) => transfer::get(session, client, args).await,
+        Command::Bench(args) => bench::bench(session, client, &server, args).await,
         Command::Mkdir {
             paths,
             parents,

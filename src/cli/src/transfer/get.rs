@@ -35,6 +35,7 @@ pub async fn get(session: &mut Session, client: &mut Client, args: Get) -> Resul
         session: handles.id,
         mode: args.mode,
         progress: Progress::new(session.quiet, total),
+        explained: None,
     };
     if is_standard(&target) {
         for path in sources {

@@ -8,8 +8,9 @@ mod put;
 mod upload;
 
 use std::ffi::OsStr;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use proto::v1::{CloseRequest, OpenFlags, OpenRequest};
+use proto::v1::{CloseRequest, OpenFlags, OpenRequest, WriteAttempt};
 use tokio::task::JoinSet;
 
 use crate::args::Mode;
@@ -36,7 +37,12 @@ struct Copying {
     session: u64,
     mode: Mode,
     progress: Progress,
+    /// How the node wrote, if that is asked for.
+    explained: Option<Explained>,
 }
+
+/// What the node did, file by file.
+type Explained = Arc<Mutex<Vec<(Remote, WriteAttempt)>>>;
 
 impl Copying {
     fn flags(&self) -> OpenFlags {
@@ -44,6 +50,17 @@ impl Copying {
             direct: self.mode.direct,
             buffered: self.mode.buffered,
             ..OpenFlags::default()
+        }
+    }
+
+    fn explains(&self) -> bool {
+        self.explained.is_some()
+    }
+
+    fn note(&self, path: &Remote, attempts: Vec<WriteAttempt>) {
+        if let Some(explained) = &self.explained {
+            let mut list = explained.lock().unwrap_or_else(PoisonError::into_inner);
+            list.extend(attempts.into_iter().map(|attempt| (path.clone(), attempt)));
         }
     }
 
@@ -136,6 +153,7 @@ pub async fn cat(session: &mut Session, client: &mut Client, paths: Vec<Remote>)
             buffered: false,
         },
         progress: Progress::new(true, None),
+        explained: None,
     };
     for path in paths {
         let result = download::to_output(&mut copying, &path, &mut session.output).await;

@@ -6,10 +6,12 @@ use std::fs::{File, FileType, Metadata};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use bytes::Bytes;
 use proto::errors::errno;
 use proto::v1::*;
+use serde_json::{Value, json};
 
 use super::{Copying, Jobs, current_dir_name, is_standard, local, split, upload, warn};
 use crate::args::Put;
@@ -43,7 +45,9 @@ pub async fn put(session: &mut Session, client: &mut Client, args: Put) -> Resul
         session: handles.id,
         mode: args.mode,
         progress: Progress::new(session.quiet, total),
+        explained: args.explain.then(Default::default),
     };
+    let explained = copying.explained.clone();
     let how = How {
         append: args.append,
         fsync: args.fsync,
@@ -71,7 +75,60 @@ pub async fn put(session: &mut Session, client: &mut Client, args: Put) -> Resul
         session.keep(result);
     }
     tree.finish(session).await;
+    if let Some(explained) = explained {
+        let mut all =
+            std::mem::take(&mut *explained.lock().unwrap_or_else(PoisonError::into_inner));
+        all.sort_by_key(|(path, attempt)| (path.to_string(), attempt.offset));
+        explain(session, &all);
+    }
     Ok(())
+}
+
+/// How the node wrote each file.
+fn explain(session: &mut Session, attempts: &[(Remote, WriteAttempt)]) {
+    if session.output.json {
+        let value = |(path, attempt): &(Remote, WriteAttempt)| {
+            json!({
+                "path": path.to_string(),
+                "how": how_written(attempt),
+                "offset": attempt.offset,
+                "length": attempt.length,
+                "bytes": attempt.bytes,
+                "edges_serialised": attempt.edges_serialised,
+                "exclusive": attempt.exclusive,
+            })
+        };
+        let all = attempts.iter().map(value).collect();
+        return session.output.value(&Value::Array(all));
+    }
+    for (path, attempt) in attempts {
+        let words = [
+            (attempt.edges_serialised, " edges-serialised"),
+            (attempt.exclusive, " exclusive"),
+        ];
+        let words: String = words
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, word)| *word)
+            .collect();
+        let (offset, length, bytes) = (attempt.offset, attempt.length, attempt.bytes);
+        let how = how_written(attempt);
+        session.output.line(&format!(
+            "{path} {offset}+{length}: {bytes} bytes {how}{words}"
+        ));
+    }
+}
+
+fn how_written(attempt: &WriteAttempt) -> &'static str {
+    use write_attempt::Path;
+    match attempt.path() {
+        Path::Unspecified => "in a way this client does not know",
+        Path::InPlace => "in-place",
+        Path::Inline => "inline",
+        Path::Unwritten => "unwritten",
+        Path::Hole => "hole",
+        Path::CopyOnWrite => "copy-on-write",
+    }
 }
 
 /// A copy of trees, under way.

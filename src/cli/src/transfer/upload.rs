@@ -80,11 +80,14 @@ pub async fn stream(
     // The first message names the handle, also if there is not one byte.
     let first = tokio_stream::once(WriteRequest {
         handle,
+        explain: copying.explains(),
         ..WriteRequest::default()
     });
     let outgoing = tokio_stream::StreamExt::chain(first, ReceiverStream::new(outgoing));
     let response = copying.client.files.write(outgoing).await;
-    let written = response.about(remote)?.into_inner().bytes_written;
+    let response = response.about(remote)?.into_inner();
+    copying.note(remote, response.attempts);
+    let written = response.bytes_written;
     let read = match reader.await {
         Ok(read) => read.about_file(&path)?,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -122,6 +125,7 @@ async fn in_chunks(
     let in_flight = InFlight::default();
     let feeder = Feeder {
         handle,
+        explain: copying.explains(),
         requests,
         window: window.clone(),
         in_flight: in_flight.clone(),
@@ -170,6 +174,7 @@ async fn receive(
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&response.id);
         short(response.bytes, expected.unwrap_or(0), remote)?;
+        copying.note(remote, response.attempts);
         copying.progress.add(response.bytes);
         window.add_permits(1);
     }
@@ -179,6 +184,7 @@ async fn receive(
 /// Reads the file, on a thread of its own.
 struct Feeder {
     handle: u64,
+    explain: bool,
     requests: mpsc::Sender<IoRequest>,
     window: Arc<Semaphore>,
     in_flight: InFlight,
@@ -217,6 +223,7 @@ impl Feeder {
                     handle: self.handle,
                     offset,
                     data: data.into(),
+                    explain: self.explain,
                 };
                 let request = IoRequest {
                     id,

@@ -31,6 +31,7 @@ use std::rc::Rc;
 
 use ondisk::BlockNr;
 use ondisk::feature::InodeFlags;
+use runtime::Buffer;
 
 use crate::alloc;
 use crate::core::Core;
@@ -82,6 +83,11 @@ impl Volume {
     /// The root directory.
     pub fn root(&self) -> Ino {
         self.core().geometry.root_dir.into()
+    }
+
+    /// Memory of the volume's device, for [`Volume::read_buffer`] and [`Volume::write_buffer`].
+    pub fn device_buffer(&self, len: usize) -> Buffer {
+        self.core().device.allocate(len)
     }
 
     /// Open handles now.

@@ -180,6 +180,25 @@ struct FsFile {
     handle: FileHandle,
 }
 
+impl FsFile {
+    /// Worth device memory of its own, from which it goes straight to the device or comes.
+    fn is_direct(&self, offset: u64, len: usize) -> bool {
+        const SECTOR: u64 = 512;
+        let flags = self.handle.flags();
+        let aligned = (offset | len as u64).is_multiple_of(SECTOR);
+        flags.direct && !flags.append && aligned && len > 0
+    }
+}
+
+/// A buffer whose window becomes shared bytes without a copy.
+struct Owned(runtime::Buffer);
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 #[async_trait(?Send)]
 impl OpenFile for FsFile {
     fn ino(&self) -> Ino {
@@ -191,15 +210,32 @@ impl OpenFile for FsFile {
     }
 
     async fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
+        if self.is_direct(offset, len) {
+            let buffer = self.volume.device_buffer(len);
+            let (mut buffer, read) = self.volume.read_buffer(&self.handle, offset, buffer).await;
+            buffer.set_window(0, read? as usize);
+            return Ok(Bytes::from_owner(Owned(buffer)));
+        }
         Ok(self.volume.read(&self.handle, offset, len as u64).await?)
     }
 
-    async fn write(&self, offset: u64, data: Bytes) -> Written {
-        let written = self.volume.write(&self.handle, offset, data).await;
+    async fn write(&self, offset: u64, data: Bytes, explain: bool) -> Written {
+        let handle = &self.handle;
+        let written = if explain {
+            self.volume.write_explained(handle, offset, data).await
+        } else if self.is_direct(offset, data.len()) {
+            let mut buffer = self.volume.device_buffer(data.len());
+            buffer.copy_from_slice(&data);
+            drop(data);
+            self.volume.write_buffer(handle, offset, buffer).await.1
+        } else {
+            self.volume.write(handle, offset, data).await
+        };
         Written {
             bytes: written.bytes,
             position: written.position,
             error: written.error.map(Failure::from),
+            attempts: written.attempts,
         }
     }
 

@@ -10,8 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use ::fs::volume::{
-    Attr, CloneAs, DirEntry, ExtentInfo, FileKind, IfExists, Ino, MountOptions, NewInode,
-    OpenFlags, RangeMode, RenameMode, SeekFor, SetAttr, SetTime, StatFs, VolumeInfo,
+    Attempted, Attr, CloneAs, DirEntry, ExtentInfo, FileKind, IfExists, Ino, MountOptions,
+    NewInode, OpenFlags, Path as WritePath, RangeMode, RenameMode, SeekFor, SetAttr, SetTime,
+    StatFs, VolumeInfo,
 };
 pub use ::fs::xattr::XattrMode;
 pub use fs::FsDoor;
@@ -25,6 +26,20 @@ pub struct Written {
     /// Where the first byte went (the end of the file at that moment, for append).
     pub position: u64,
     pub error: Option<Failure>,
+    /// What it took, if that was asked for.
+    pub attempts: Vec<Attempted>,
+}
+
+impl Written {
+    /// Nothing is in.
+    pub fn failed(position: u64, failure: Failure) -> Written {
+        Written {
+            bytes: 0,
+            position,
+            error: Some(failure),
+            attempts: Vec::new(),
+        }
+    }
 }
 
 /// A mounted volume.
@@ -96,7 +111,7 @@ pub trait OpenFile {
     /// At most `len` bytes; fewer only at the end of the file.
     async fn read(&self, offset: u64, len: usize) -> Result<Bytes>;
     /// A handle opened for append takes no notice of the offset.
-    async fn write(&self, offset: u64, data: Bytes) -> Written;
+    async fn write(&self, offset: u64, data: Bytes, explain: bool) -> Written;
     async fn fallocate(&self, mode: RangeMode, offset: u64, len: u64) -> Result<()>;
     /// `None` is lseek's ENXIO.
     async fn seek(&self, what: SeekFor, offset: u64) -> Result<Option<u64>>;

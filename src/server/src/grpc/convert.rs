@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proto::v1;
 use runtime::WallTime;
 
-use crate::door::{Attr, ExtentInfo, FileKind, Ino, NewInode, SetTime};
+use crate::door::{Attempted, Attr, ExtentInfo, FileKind, Ino, NewInode, SetTime, WritePath};
 use crate::failure::{Failure, Result};
 use crate::limits;
 
@@ -163,6 +163,25 @@ pub fn kind_of_message(kind: i32) -> Result<FileKind> {
             return Err(Failure::field("kind", format!("{kind} is no kind of file")));
         }
     })
+}
+
+pub fn attempt(attempted: &Attempted) -> v1::WriteAttempt {
+    use v1::write_attempt::Path;
+    let path = match attempted.path {
+        WritePath::InPlace => Path::InPlace,
+        WritePath::Inline => Path::Inline,
+        WritePath::Unwritten => Path::Unwritten,
+        WritePath::Hole => Path::Hole,
+        WritePath::CopyOnWrite => Path::CopyOnWrite,
+    };
+    v1::WriteAttempt {
+        path: path.into(),
+        offset: attempted.position,
+        length: attempted.length,
+        bytes: attempted.bytes,
+        edges_serialised: attempted.edges_serialised,
+        exclusive: attempted.exclusive,
+    }
 }
 
 pub fn attributes(attr: &Attr) -> v1::Attributes {

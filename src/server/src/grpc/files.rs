@@ -164,7 +164,8 @@ impl Files for Api {
         let mut total = 0u64;
         let mut start = None;
         let mut next_offset = 0u64;
-        let mut sync = false;
+        let (mut sync, mut explain) = (false, false);
+        let mut attempts = Vec::new();
         let blame = |failure: Failure, total| failure.handle(handle).bytes_written(total);
         loop {
             if message.handle != 0 && message.handle != handle {
@@ -172,18 +173,24 @@ impl Files for Api {
                 return Err(blame(failure, total).into());
             }
             sync |= message.sync;
+            explain |= message.explain;
             let offset = message.offset.unwrap_or(next_offset);
             let length = message.data.len() as u64;
             io::check_range(offset, length).map_err(|failure| blame(failure, total))?;
             // The next message is taken off the wire while this one is written; never more.
-            let (written, next) =
-                tokio::join!(io::write(&open, offset, message.data), incoming.message());
+            let (written, next) = tokio::join!(
+                io::write(&open, offset, message.data, explain),
+                incoming.message()
+            );
             let Written {
                 bytes,
                 position,
                 error,
+                attempts: took,
             } = written;
             total += bytes;
+            let room = limits::ATTEMPTS_TOLD - attempts.len();
+            attempts.extend(took.iter().take(room).map(convert::attempt));
             start.get_or_insert(position);
             if let Some(failure) = error {
                 return Err(blame(failure, total).into());
@@ -209,6 +216,7 @@ impl Files for Api {
         Ok(Response::new(WriteResponse {
             bytes_written: total,
             offset,
+            attempts,
         }))
     }
 

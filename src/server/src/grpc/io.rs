@@ -42,17 +42,13 @@ pub async fn read(open: &OpenHandle, offset: u64, length: usize) -> Result<Bytes
 }
 
 /// Everything that happened is in the answer, also that nothing did.
-pub async fn write(open: &OpenHandle, offset: u64, data: Bytes) -> Written {
+pub async fn write(open: &OpenHandle, offset: u64, data: Bytes, explain: bool) -> Written {
     let work = move |file: std::rc::Rc<dyn crate::door::OpenFile>| async move {
-        Ok(file.write(offset, data).await)
+        Ok(file.write(offset, data, explain).await)
     };
     match open.file.call(work).await {
         Ok(written) => written,
-        Err(failure) => Written {
-            bytes: 0,
-            position: offset,
-            error: Some(failure),
-        },
+        Err(failure) => Written::failed(offset, failure),
     }
 }
 

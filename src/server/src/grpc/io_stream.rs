@@ -26,6 +26,7 @@ use proto::v1::{IoRead, IoRequest, IoResponse, IoSync, IoWrite};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
+use super::convert;
 use super::io::{self, check_range, check_readable, check_writable};
 use crate::door::Written;
 use crate::failure::{Failure, Result};
@@ -135,6 +136,7 @@ impl Pending {
             bytes,
             position,
             error,
+            attempts,
         } = written;
         let error = error.map(|error| error.handle(handle).bytes_written(bytes).into_detail());
         self.answer(IoResponse {
@@ -142,6 +144,7 @@ impl Pending {
             bytes,
             offset: position,
             error,
+            attempts: attempts.iter().map(convert::attempt).collect(),
             ..IoResponse::default()
         });
     }
@@ -291,13 +294,10 @@ fn begin_write(node: &Node, request: IoWrite, mut pending: Pending, batch: &mut 
         handle,
         offset,
         data,
+        explain,
     } = request;
     let length = data.len() as u64;
-    let nothing = move |error| Written {
-        bytes: 0,
-        position: offset,
-        error: Some(error),
-    };
+    let nothing = move |failure| Written::failed(offset, failure);
     let checked = node.handles.get(handle).and_then(|open| {
         check_writable(&open)?;
         check_range(offset, length)?;
@@ -316,7 +316,7 @@ fn begin_write(node: &Node, request: IoWrite, mut pending: Pending, batch: &mut 
     pending.open = Some(open.clone());
     let work = move |file: Result<std::rc::Rc<dyn crate::door::OpenFile>>| async move {
         let written = match file {
-            Ok(file) => file.write(offset, data).await,
+            Ok(file) => file.write(offset, data, explain).await,
             Err(failure) => nothing(failure),
         };
         pending.finish_write(handle, written);
