@@ -296,7 +296,8 @@ impl Status {
             // Capacity exceeded.
             DeviceErrorKind::NoSpace => (0, 0x81),
             DeviceErrorKind::Unsupported => (0, 0x01),
-            DeviceErrorKind::Reserved => (0, 0x83),
+            // Reservation conflict: another host's is in the way, or this one is shut out.
+            DeviceErrorKind::Reserved | DeviceErrorKind::Fenced => (0, 0x83),
             DeviceErrorKind::Aborted => (0, 0x07),
         };
         Status { kind, code }
