@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::journal::Tid;
 use crate::limits;
 use crate::lock::{ReadGuard, RwLock, WriteGuard};
+use crate::pages::{Ledger, Pages};
 use crate::range_lock::RangeLocks;
 use crate::run_cache::RunCache;
 
@@ -26,6 +27,8 @@ pub struct Inode {
     pub ranges: RangeLocks,
     /// Extents found lately.
     pub runs: RunCache,
+    /// Its data in memory.
+    pub pages: Pages,
     /// Open handles. Unlinked with this above zero, it waits in the orphan directory.
     pub opens: Cell<u32>,
     /// What fsync has to wait for.
@@ -50,6 +53,11 @@ impl Inode {
     /// The fixed part of the dinode. Not to be held across an await.
     pub fn dinode(&self) -> Ref<'_, Dinode> {
         Ref::map(self.block.data(), Dinode::of)
+    }
+
+    /// Bytes of the file, for its users: with cached data that the volume does not know yet.
+    pub fn size(&self) -> u64 {
+        self.dinode().i_size.get().max(self.pages.end())
     }
 
     /// The right to read it, unless it is gone.
@@ -166,13 +174,29 @@ impl Left {
 }
 
 /// The inodes in use, by number.
-#[derive(Default)]
 pub struct Inodes {
     table: RefCell<HashMap<BlockNr, Weak<Inode>>>,
     left: Rc<RefCell<Left>>,
+    /// The account of the pages that files have in memory.
+    pub pages: Rc<Ledger>,
+}
+
+impl Default for Inodes {
+    fn default() -> Self {
+        Inodes::new(limits::PAGE_CACHE_BYTES)
+    }
 }
 
 impl Inodes {
+    /// None yet; their cached data may take so many bytes.
+    pub fn new(page_cache_bytes: usize) -> Self {
+        Inodes {
+            table: RefCell::default(),
+            left: Rc::default(),
+            pages: Ledger::new(page_cache_bytes),
+        }
+    }
+
     /// The inode of that number, read if nobody has it.
     pub async fn get(&self, core: &Core, nr: BlockNr) -> Result<InodeRef> {
         if let Some(inode) = self.peek(nr) {
@@ -197,6 +221,7 @@ impl Inodes {
             lock: RwLock::default(),
             ranges: RangeLocks::default(),
             runs: RunCache::default(),
+            pages: Pages::new(nr, self.pages.clone()),
             opens: Cell::new(0),
             unsettled: Cell::new(self.left.borrow_mut().take(nr)),
             left: self.left.clone(),

@@ -10,6 +10,7 @@
 //!   exclusive and can be rolled back, so that an operation is all or nothing in memory as well.
 //! * `alloc`: clusters and metadata blocks. `extent`: trees of them.
 //! * `dir`, `xattr`, `refcount`: what they hold.
+//! * `pages`: file data in memory, above the write path.
 //! * `volume`: mount, and the operations.
 //!
 //! Lock order: rename → directories by block number → inode → range → journal handle. Everything
@@ -27,6 +28,7 @@ mod inode;
 mod journal;
 pub mod limits;
 mod lock;
+mod pages;
 mod range_lock;
 mod refcount;
 mod run_cache;

@@ -25,7 +25,20 @@ pub const READ_MAX: u64 = 16 << 20;
 /// Most extents one listing returns.
 pub const EXTENTS_MAX: usize = 4096;
 /// Most bytes one step of a write covers; a longer write is several steps.
-pub const WRITE_STEP: u64 = 1 << 20;
+pub const WRITE_STEP: u64 = 4 << 20;
+/// Largest single write of file data to the device; a step's are in flight together.
+pub const DATA_IO_BYTES: usize = 1 << 20;
+/// File data in memory, in bytes, unless the mount says otherwise.
+pub const PAGE_CACHE_BYTES: usize = 64 << 20;
+/// Cached data is written back when it has waited so long.
+pub const WRITE_BACK_AGE: Duration = Duration::from_secs(5);
+/// How often it is looked at.
+pub const WRITE_BACK_INTERVAL: Duration = Duration::from_secs(1);
+/// Runs of pages of one file that are written back together.
+pub const WRITE_BACK_RUNS: usize = 32;
+/// Least and most bytes that are read ahead of a sequential reader.
+pub const READ_AHEAD_MIN: u64 = 128 << 10;
+pub const READ_AHEAD_MAX: u64 = 2 << 20;
 /// Largest single write of a commit, a checkpoint or a replay, in bytes.
 pub const JOURNAL_IO_BYTES: usize = 512 << 10;
 /// Writes of one commit, checkpoint or replay that are in flight together.

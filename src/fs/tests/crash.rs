@@ -244,7 +244,7 @@ async fn apply(volume: &Volume, op: &Op) -> fs::Result<()> {
             volume.rename(a, &from, b, &to, *mode).await?;
         }
         Write(path, position, len, seed) => {
-            let file = volume.open(at(path).await?.ino, READ_WRITE).await?;
+            let file = volume.open(at(path).await?.ino, DIRECT).await?;
             let data = Bytes::from(pattern(*seed, *len));
             let written = volume.write(&file, *position, data).await;
             volume.close(file).await?;

@@ -45,7 +45,7 @@ async fn anything(volume: &Volume, rng: &mut SimRng, step: u64) -> Result<(), fs
         }
         4..7 => {
             let ino = volume.lookup(root, &old).await?.ino;
-            let file = volume.open(ino, READ_WRITE).await?;
+            let file = volume.open(ino, DIRECT).await?;
             let len = 1 + rng.below(200_000) as usize;
             let at = rng.below(100_000);
             let written = volume

@@ -30,7 +30,7 @@ fn r02_r03_unaligned_neighbours_at_once() {
             .await
             .unwrap()
             .ino;
-        let file = volume.open(ino, READ_WRITE).await.unwrap();
+        let file = volume.open(ino, DIRECT).await.unwrap();
         let mut model = vec![0u8; len];
         let mut writers = Vec::new();
         let (mut at, mut i) = (0, 0u64);
@@ -87,8 +87,8 @@ fn r01_a_short_unaligned_write_and_its_aligned_rest() {
             .unwrap()
             .ino;
         let (fa, fb) = (
-            volume.open(a, READ_WRITE).await.unwrap(),
-            volume.open(b, READ_WRITE).await.unwrap(),
+            volume.open(a, DIRECT).await.unwrap(),
+            volume.open(b, DIRECT).await.unwrap(),
         );
         for i in 1..16u64 {
             write_all(&volume, &fa, i * 4096, &[1; 4096]).await.unwrap();
@@ -154,7 +154,7 @@ fn device_memory_comes_back() {
             .await
             .unwrap()
             .ino;
-        let file = volume.open(ino, READ_WRITE).await.unwrap();
+        let file = volume.open(ino, DIRECT).await.unwrap();
         let device: Rc<dyn BlockDevice> = rig.disk.device();
         let mut model = vec![7u8; 300_000];
         for (i, (at, len)) in [

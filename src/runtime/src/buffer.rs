@@ -4,10 +4,11 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 /// A piece of memory with a fixed address and length. Implemented over DMA memory by the `spdk`
 /// crate. Dropping it gives the memory back (to a pool, if the maker keeps one).
-pub trait Memory: Send {
+pub trait Memory: Send + Sync {
     fn bytes(&self) -> &[u8];
     fn bytes_mut(&mut self) -> &mut [u8];
     /// Devices transfer to and from it as it is. What says false is copied on the way.
@@ -22,6 +23,19 @@ impl Memory for Vec<u8> {
     }
     fn bytes_mut(&mut self) -> &mut [u8] {
         self
+    }
+}
+
+/// Bytes that others have as well. They are only read.
+struct Shared(Arc<Buffer>);
+
+impl Memory for Shared {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        panic!("a buffer over shared bytes is only read from")
     }
 }
 
@@ -48,6 +62,15 @@ impl Buffer {
     /// [`crate::BlockDevice::allocate`].
     pub fn zeroed(len: usize) -> Self {
         Buffer::new(Box::new(vec![0u8; len]))
+    }
+
+    /// A buffer over bytes that others may have as well (a page of a cache, say), for writing them to
+    /// a device. Nobody can change them while it lives.
+    ///
+    /// # Panics
+    /// When it is written to: a program error.
+    pub fn shared(bytes: Arc<Buffer>) -> Self {
+        Buffer::new(Box::new(Shared(bytes)))
     }
 
     /// Bytes in the window.

@@ -178,6 +178,8 @@ struct DmaMemory {
 
 // SAFETY: the memory is exclusively owned through `piece`; `start` only repeats its address.
 unsafe impl Send for DmaMemory {}
+// SAFETY: through a shared reference it is only read.
+unsafe impl Sync for DmaMemory {}
 
 impl Memory for DmaMemory {
     fn bytes(&self) -> &[u8] {

@@ -82,15 +82,22 @@ impl Window {
         self.total.saturating_sub(self.used)
     }
 
-    fn find(&self, goal: Option<ClusterNr>, min: u32, max: u32) -> Option<(u32, u32)> {
+    /// A run of clear bits that is not set aside.
+    fn find(&self, core: &Core, goal: Option<ClusterNr>, min: u32, max: u32) -> Option<(u32, u32)> {
         let goal = goal.and_then(|goal| goal.0.checked_sub(self.first));
-        bits::find(
-            local_alloc(&self.block.data()).bitmap,
-            self.total,
-            goal,
-            min,
-            max,
-        )
+        let data = self.block.data();
+        let bitmap = local_alloc(&data).bitmap;
+        let reserved = core.alloc.reserved.borrow();
+        if reserved.is_empty() {
+            return bits::find(bitmap, self.total, goal, min, max);
+        }
+        let mut bitmap = bitmap.to_vec();
+        for &(start, count) in reserved.iter() {
+            let first = start.saturating_sub(self.first).min(self.total);
+            let end = (start + count).saturating_sub(self.first).min(self.total);
+            (first..end).for_each(|bit| bits::set(&mut bitmap, bit));
+        }
+        bits::find(&bitmap, self.total, goal, min, max)
     }
 
     fn take(&self, h: &mut Handle<'_>, bit: u32, count: u32) -> Result<(ClusterNr, u32)> {
@@ -147,15 +154,70 @@ pub(super) async fn claim(
     // Fragmented, but with enough in all: shorter runs are better than a new window. Else only a run
     // as long as asked for keeps it.
     let at_least = if window.free() >= max { min } else { max };
-    if let Some((bit, count)) = window.find(goal, at_least, max) {
+    if let Some((bit, count)) = window.find(core, goal, at_least, max) {
         return window.take(h, bit, count).map(Some);
+    }
+    if !core.alloc.reserved.borrow().is_empty() {
+        return Ok(None); // the bitmap gives instead
     }
     move_on(core, h, window, size).await?;
     let window = Window::open(core, core.slot).await?;
-    match window.find(goal, min, max) {
+    match window.find(core, goal, min, max) {
         Some((bit, count)) => window.take(h, bit, count).map(Some),
         None => Ok(None),
     }
+}
+
+/// Sets a run of our window aside; the window moves on first if it has too few left and nothing in
+/// it is set aside.
+pub(super) async fn set_aside(
+    core: &Core,
+    goal: Option<ClusterNr>,
+    max: u32,
+) -> Result<Option<(ClusterNr, u32)>> {
+    let size = window_clusters(core);
+    if size == 0 || is_paused(core) {
+        return Ok(None);
+    }
+    let max = max.min(size / 2).max(1);
+    // In a handle, also to look only: what another one has changed may yet be rolled back.
+    let mut h = core.journal.begin(CREDITS).await?;
+    let mut window = Window::open(core, core.slot).await?;
+    let at_least = if window.free() >= max { 1 } else { max };
+    let mut found = window.find(core, goal, at_least, max);
+    if found.is_none() && core.alloc.reserved.borrow().is_empty() {
+        move_on(core, &mut h, window, size).await?;
+        window = Window::open(core, core.slot).await?;
+        found = window.find(core, goal, 1, max);
+    }
+    let found = found.map(|(bit, count)| (ClusterNr(window.first + bit), count));
+    if let Some((start, count)) = found {
+        core.alloc.reserved.borrow_mut().push((start.0, count));
+    }
+    if !h.is_empty() {
+        h.commit();
+    }
+    Ok(found)
+}
+
+/// Takes a run that was set aside: it is still clear, in a window that has not moved.
+pub(super) async fn take_reserved(
+    core: &Core,
+    h: &mut Handle<'_>,
+    start: ClusterNr,
+    count: u32,
+) -> Result<()> {
+    let window = Window::open(core, core.slot).await?;
+    let bit = start
+        .0
+        .checked_sub(window.first)
+        .filter(|bit| {
+            bit.checked_add(count)
+                .is_some_and(|end| end <= window.total)
+        })
+        .expect("the window does not move while clusters in it are set aside");
+    window.take(h, bit, count)?;
+    Ok(())
 }
 
 /// Takes what our window has, when nothing else has any.
@@ -167,7 +229,7 @@ pub(super) async fn claim_rest(
     max: u32,
 ) -> Result<Option<(ClusterNr, u32)>> {
     let window = Window::open(core, core.slot).await?;
-    match window.find(goal, min, max) {
+    match window.find(core, goal, min, max) {
         Some((bit, count)) => window.take(h, bit, count).map(Some),
         None => Ok(None),
     }

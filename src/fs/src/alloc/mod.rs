@@ -19,6 +19,7 @@ mod bits;
 mod chain;
 mod local;
 mod recover;
+mod reserve;
 mod space;
 mod suballoc;
 #[cfg(test)]
@@ -27,11 +28,12 @@ mod truncate_log;
 
 pub use local::{load_local, shutdown_local};
 pub use recover::recover_slot;
-pub use space::{free_clusters_total, space, with_space};
+pub use reserve::reserve;
+pub use space::{available_clusters, free_clusters_total, has_room_for_delayed, space, with_space};
 pub use suballoc::{claim_inode, claim_metadata, release_place};
 pub use truncate_log::{flush_truncate_log, truncate_log_needs_flush};
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use ondisk::{BlockNr, ClusterNr, SlotNr};
@@ -50,6 +52,10 @@ pub struct State {
     window_clusters: Cell<Option<u32>>,
     /// No windows until then: free space is too fragmented for them.
     no_window_until: Cell<Option<Duration>>,
+    /// Runs of our window that are set aside for writes on their way.
+    reserved: RefCell<Vec<(u32, u32)>>,
+    /// Clusters that data in the page cache will need: promised, not yet claimed.
+    pub delayed: Cell<u64>,
 }
 
 /// Where a metadata block comes from. The block records slot, bit and group, so that it can be
@@ -65,8 +71,28 @@ pub struct Place {
 }
 
 /// Takes a run of `min` to `max` clusters, for a file's or a directory's data. `goal` is where it
-/// would continue what the caller has.
+/// would continue what the caller has. What cached data was promised is left to it.
 pub async fn claim_clusters(
+    core: &Core,
+    h: &mut Handle<'_>,
+    goal: Option<ClusterNr>,
+    min: u32,
+    max: u32,
+) -> Result<(ClusterNr, u32)> {
+    let delayed = core.alloc.delayed.get();
+    if delayed > 0 {
+        let free = u64::from(free_clusters_total(core).await?);
+        if free < delayed + u64::from(min.max(1)) {
+            return Err(Error::NoSpace(format!(
+                "{min} clusters are wanted, {free} are free, of which cached data needs {delayed}"
+            )));
+        }
+    }
+    claim_promised(core, h, goal, min, max).await
+}
+
+/// As [`claim_clusters`], for what cached data itself needs to get its place: extent blocks.
+async fn claim_promised(
     core: &Core,
     h: &mut Handle<'_>,
     goal: Option<ClusterNr>,

@@ -28,6 +28,27 @@ pub async fn free_clusters_total(core: &Core) -> Result<u32> {
     Ok(space(core).await?.free_clusters)
 }
 
+/// Free clusters that are not promised to cached data.
+pub async fn available_clusters(core: &Core) -> Result<u32> {
+    let free = free_clusters_total(core).await?;
+    let delayed = u32::try_from(core.alloc.delayed.get()).unwrap_or(u32::MAX);
+    Ok(free.saturating_sub(delayed))
+}
+
+/// Bytes that stay free when writes are delayed: for a group of extent blocks and one of inodes,
+/// which are up to 4 MiB each, and for what others take meanwhile. Nearer to the end of space every
+/// write takes its clusters at once.
+const DELAYED_SLACK: u64 = 12 << 20;
+/// The same in clusters, where those are large.
+const DELAYED_SLACK_CLUSTERS: u64 = 64;
+
+/// Whether data that needs `more` clusters can wait in memory, sure of its space.
+pub async fn has_room_for_delayed(core: &Core, more: u64) -> Result<bool> {
+    let free = u64::from(free_clusters_total(core).await?);
+    let slack = (DELAYED_SLACK >> core.geometry.cluster_size_bits).max(DELAYED_SLACK_CLUSTERS);
+    Ok(free >= 2 * (core.alloc.delayed.get() + more) + slack)
+}
+
 /// Runs an operation, and once more if it found no space although some is only waiting: in the
 /// truncate log, or pinned until a commit or a checkpoint.
 ///

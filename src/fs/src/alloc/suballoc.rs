@@ -8,7 +8,7 @@ use ondisk::{
 };
 
 use super::chain::{Allocator, Taken, Want, corrupt};
-use super::{Place, bitmap, claim_clusters};
+use super::{Place, bitmap, claim_promised};
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::journal::Handle;
@@ -295,7 +295,7 @@ async fn claim_group_clusters(
     h: &mut Handle<'_>,
     clusters: u32,
 ) -> Result<Vec<(ClusterNr, u32)>> {
-    let full = match claim_clusters(core, h, None, clusters, clusters).await {
+    let full = match claim_promised(core, h, None, clusters, clusters).await {
         Ok(run) => return Ok(vec![run]),
         Err(full @ Error::NoSpace(_)) => full,
         Err(other) => return Err(other),

@@ -12,7 +12,7 @@ use std::task::{Poll, Waker};
 
 /// Wakes all who wait for a condition to be looked at again.
 #[derive(Default)]
-pub(crate) struct Signal {
+pub struct Signal {
     waiting: RefCell<Vec<Waker>>,
 }
 
@@ -42,7 +42,7 @@ impl Signal {
 
 /// A lock whose holders take turns in the order in which they asked.
 #[derive(Default)]
-pub(crate) struct Turns {
+pub struct Turns {
     held: Cell<bool>,
     queue: RefCell<VecDeque<Rc<Ticket>>>,
 }
@@ -75,6 +75,11 @@ impl Turns {
         .await;
         queued.ticket = None;
         Turn { turns: self }
+    }
+
+    /// The lock, if nobody has it.
+    pub fn try_take(&self) -> Option<Turn<'_>> {
+        (!self.held.replace(true)).then_some(Turn { turns: self })
     }
 
     /// Hands the lock to the next in the queue.
@@ -116,7 +121,7 @@ impl Drop for Queued<'_> {
 }
 
 /// The lock, until dropped.
-pub(crate) struct Turn<'a> {
+pub struct Turn<'a> {
     turns: &'a Turns,
 }
 

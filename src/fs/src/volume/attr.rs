@@ -14,6 +14,11 @@ impl Volume {
         let _gate = self.enter_writing().await?;
         let result = async {
             let inode = self.client_inode(ino).await?;
+            // A size changes where the file's data lies.
+            let _turn = match set.size_bytes {
+                Some(_) => Some(inode.pages.turn.take().await),
+                None => None,
+            };
             let _exclusive = inode.exclusive().await?;
             if let Some(size) = set.size_bytes {
                 match kind_of(&inode) {

@@ -73,7 +73,8 @@ impl Volume {
             if dir::lookup(self.core(), &dir, name).await?.is_some() {
                 return Err(Error::Exists(String::from_utf8_lossy(name).into_owned()));
             }
-            let _source_lock = source.exclusive().await?;
+            let _source_hold = self.hold_shape(&source, false).await?;
+            self.settle_all_held(&source).await?;
             self.clone_locked(&source, &dir, name, whose).await
         }
         .await;

@@ -7,6 +7,7 @@
 use ondisk::feature::Incompat;
 
 use super::Volume;
+use super::write::{By, Payload};
 use crate::error::Result;
 use crate::inode::InodeRef;
 use crate::limits;
@@ -23,8 +24,9 @@ impl Volume {
         let mut at = before;
         while at < to {
             let len = (to - at).min(limits::WRITE_STEP) as usize;
-            match self.write_step(inode, at, &zeroes[..len]).await {
-                Ok((_, step)) => at += step as u64,
+            let data = Payload::Bytes(&zeroes[..len]);
+            match self.write_step(inode, at, data, By::Request).await {
+                Ok((_, step)) => at += step,
                 Err(error) => {
                     self.take_back(inode, before).await?;
                     return Err(error);

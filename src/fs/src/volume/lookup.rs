@@ -41,12 +41,13 @@ impl Volume {
                 FileKind::CharDevice | FileKind::BlockDevice => d.rdev(),
                 _ => 0,
             },
-            size_bytes: d.i_size.get(),
+            size_bytes: inode.size(),
             // A file with its data in the inode shows a sector, or programs take it for a hole.
             blocks: if inline {
-                d.i_size.get().div_ceil(512)
+                inode.size().div_ceil(512)
             } else {
-                u64::from(d.i_clusters.get()) * sectors_per_cluster
+                // Cached data will have its space, and is no hole.
+                (u64::from(d.i_clusters.get()) + inode.pages.delayed()) * sectors_per_cluster
             },
             atime: time(d.i_atime.get(), d.i_atime_nsec.get()),
             mtime: time(d.i_mtime.get(), d.i_mtime_nsec.get()),
@@ -234,6 +235,7 @@ impl Volume {
     async fn statfs_inner(&self) -> Result<StatFs> {
         let core = self.core();
         let space = alloc::space(core).await?;
+        let free = u64::from(alloc::available_clusters(core).await?);
         let (mut used, mut total) = (0u64, 0u64);
         let per_slot =
             (0..core.system.slot_count()).map(|slot| (SystemFile::InodeAlloc, SlotNr(slot)));
@@ -245,13 +247,13 @@ impl Volume {
         let geometry = &core.geometry;
         let cluster = geometry.cluster_size() as u64;
         // As the kernel counts: every free cluster could become inodes.
-        let free_inodes = total.saturating_sub(used)
-            + u64::from(space.free_clusters) * u64::from(geometry.blocks_per_cluster());
+        let free_inodes =
+            total.saturating_sub(used) + free * u64::from(geometry.blocks_per_cluster());
         Ok(StatFs {
             block_size: geometry.block_size() as u32,
             cluster_size: geometry.cluster_size() as u32,
             total_bytes: u64::from(space.total_clusters) * cluster,
-            free_bytes: u64::from(space.free_clusters) * cluster,
+            free_bytes: free * cluster,
             total_inodes: used + free_inodes,
             free_inodes,
             name_max: limits::NAME_MAX as u32,

@@ -19,6 +19,7 @@ mod names;
 mod open;
 mod ranges;
 mod read;
+mod read_cached;
 mod remove;
 mod rename;
 mod truncate;
@@ -26,8 +27,9 @@ mod types;
 mod write;
 mod xattrs;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ondisk::BlockNr;
 use ondisk::feature::InodeFlags;
@@ -37,17 +39,21 @@ use crate::alloc;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::inode::InodeRef;
+use crate::journal::wait::Turns;
 use crate::limits;
 use crate::lock::{ReadGuard, RwLock};
 
+pub use crate::pages::PageCounts;
 pub use clone::CloneAs;
 pub use open::FileHandle;
 pub use ranges::{ExtentInfo, RangeMode, SeekFor};
 pub use types::{
-    Attr, DirEntry, FileKind, IfExists, Ino, MountOptions, NewInode, OpenFlags, RenameMode,
-    SetAttr, SetTime, StatFs, VolumeInfo, Written,
+    Attr, Coherency, DirEntry, FileKind, IfExists, Ino, MountOptions, NewInode, OpenFlags,
+    RenameMode, SetAttr, SetTime, StatFs, VolumeInfo, Written,
 };
-pub use write::{Attempted, Path};
+pub use write::{Attempted, Counters, Fallback, LockLevel, Path, WriteCounts};
+
+use write::WriteCounters;
 
 /// A mounted volume. Clones are the same volume; it lives on the thread that mounted it.
 #[derive(Clone)]
@@ -67,6 +73,16 @@ pub(crate) struct Inner {
     opens: Cell<usize>,
     /// The truncate log will be flushed in a moment.
     flush_planned: Cell<bool>,
+    coherency: Coherency,
+    /// The task that writes cached data back is there.
+    write_back_planned: Cell<bool>,
+    /// It is at work.
+    write_back_turn: Turns,
+    /// What the last round of it met, for those who wait for room.
+    write_back_failed: RefCell<Option<Error>>,
+    write_counters: WriteCounters,
+    /// A page of zeroes, shared by all that pad with it.
+    zero_page: OnceCell<Arc<Buffer>>,
 }
 
 impl std::fmt::Debug for Volume {

@@ -9,7 +9,7 @@
 //! If we crash anywhere in between, the next mount begins again: every step is either a
 //! transaction or repeatable.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -17,13 +17,15 @@ use ondisk::feature::Incompat;
 use ondisk::{BlockNr, Geometry, PROBE_BYTES, SlotNr, SuperError};
 use runtime::{BlockDevice, BlockDeviceExt, Host};
 
-use super::{Inner, MountOptions, Volume};
+use super::write::WriteCounters;
+use super::{Coherency, Inner, MountOptions, Volume};
 use crate::alloc;
 use crate::cache::Cache;
 use crate::core::{Core, Late};
 use crate::dir;
 use crate::error::{Error, Result};
 use crate::inode::Inodes;
+use crate::journal::wait::Turns;
 use crate::journal::{Journal, JournalSetup};
 use crate::lock::RwLock;
 use crate::slot_map::SlotMap;
@@ -61,6 +63,8 @@ impl Volume {
             host,
             geometry,
             cache,
+            page_cache_bytes: options.page_cache_bytes,
+            coherency: options.coherency,
         };
         let system = parts.find_system().await?;
         match read_only {
@@ -85,9 +89,24 @@ impl Volume {
         }
         self.0.mounted.set(false);
         if !self.core().journal.is_set() {
+            self.ledger().clear();
             return Ok(()); // mounted read-only: nothing was written
         }
-        let result = self.wind_up().await;
+        // Nobody begins a write-back any more; one that is at work ends.
+        let _turn = self.0.write_back_turn.take().await;
+        let settled = match self.read_only() {
+            None => self.settle_volume().await,
+            Some(cause) => Err(Error::ReadOnly(cause)),
+        };
+        let lost = self.ledger().clear();
+        let wound_up = self.wind_up().await;
+        let result = match settled {
+            Err(error) if lost > 0 => {
+                tracing::error!(volume = ?self, pages = lost, %error, "cached data is lost");
+                Err(error)
+            }
+            _ => wound_up,
+        };
         if let Err(error) = &result {
             tracing::error!(volume = ?self, %error, "unmounted uncleanly");
         }
@@ -115,6 +134,8 @@ struct Parts {
     host: Rc<dyn Host>,
     geometry: Rc<Geometry>,
     cache: Rc<Cache>,
+    page_cache_bytes: usize,
+    coherency: Coherency,
 }
 
 impl Parts {
@@ -127,7 +148,7 @@ impl Parts {
             journal,
             slot,
             system,
-            inodes: Inodes::default(),
+            inodes: Inodes::new(self.page_cache_bytes),
             alloc: alloc::State::default(),
         }
     }
@@ -164,7 +185,7 @@ impl Parts {
                 )));
             }
         }
-        Ok(volume(core, Some(cause), false))
+        Ok(volume(core, Some(cause), false, self.coherency))
     }
 
     async fn mount_writable(self, system: System, options: MountOptions) -> Result<Volume> {
@@ -189,7 +210,7 @@ impl Parts {
             );
         }
         let core = self.core(slot, system, Late::of(journal));
-        let volume = volume(core, None, !unclean.is_empty());
+        let volume = volume(core, None, !unclean.is_empty(), self.coherency);
         if let Err(error) = volume.recover(&unclean).await {
             // What was recovered stays so; the rest is for the next attempt.
             volume.core().journal.abort(&error.to_string());
@@ -226,7 +247,7 @@ impl Volume {
     }
 }
 
-fn volume(core: Core, read_only: Option<String>, recovered: bool) -> Volume {
+fn volume(core: Core, read_only: Option<String>, recovered: bool, coherency: Coherency) -> Volume {
     Volume(Rc::new(Inner {
         core,
         gate: RwLock::default(),
@@ -236,6 +257,12 @@ fn volume(core: Core, read_only: Option<String>, recovered: bool) -> Volume {
         recovered,
         opens: Cell::new(0),
         flush_planned: Cell::new(false),
+        coherency,
+        write_back_planned: Cell::new(false),
+        write_back_turn: Turns::default(),
+        write_back_failed: RefCell::default(),
+        write_counters: WriteCounters::default(),
+        zero_page: OnceCell::new(),
     }))
 }
 

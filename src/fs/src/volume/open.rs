@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::{Attr, FileKind, Ino, OpenFlags, Volume, kind_of};
 use crate::error::{Error, Result};
 use crate::inode::InodeRef;
+use crate::pages::ReadAhead;
 
 /// An open file of a volume. Clones are the same handle. Close it with [`Volume::close`]; one that
 /// is only dropped gives its inode up all the same, but a deletion that waits for it then waits for
@@ -19,6 +20,7 @@ struct Open {
     flags: OpenFlags,
     volume: Volume,
     closed: Cell<bool>,
+    ahead: ReadAhead,
 }
 
 impl std::fmt::Debug for FileHandle {
@@ -39,6 +41,10 @@ impl FileHandle {
 
     pub fn flags(&self) -> OpenFlags {
         self.0.flags
+    }
+
+    pub(super) fn ahead(&self) -> &ReadAhead {
+        &self.0.ahead
     }
 
     pub(super) fn inode(&self) -> &InodeRef {
@@ -89,7 +95,7 @@ impl Volume {
                 return Err(Error::Invalid("truncate needs an open for writing".into()));
             }
             if flags.truncate {
-                let _exclusive = inode.exclusive().await?;
+                let _hold = self.hold_shape(&inode, false).await?;
                 self.truncate_locked(&inode, 0).await?;
                 inode.opens.set(inode.opens.get() + 1);
             } else {
@@ -102,6 +108,7 @@ impl Volume {
                 flags,
                 volume: self.clone(),
                 closed: Cell::new(false),
+                ahead: ReadAhead::default(),
             })))
         }
         .await;
@@ -128,20 +135,25 @@ impl Volume {
     /// size, and with `datasync` unset its attributes.
     pub async fn fsync(&self, file: &FileHandle, datasync: bool) -> Result<()> {
         let _gate = self.enter().await?;
-        self.fsync_inode(file.inode(), datasync).await
+        let result = self.fsync_inode(file.inode(), datasync).await;
+        self.watch(result).map(drop)
     }
 
     /// As [`Volume::fsync`] by number: for directories, after names were made in them.
     pub async fn fsync_ino(&self, ino: Ino, datasync: bool) -> Result<()> {
         let _gate = self.enter().await?;
         let inode = self.client_inode(ino).await?;
-        self.fsync_inode(&inode, datasync).await
+        let result = self.fsync_inode(&inode, datasync).await;
+        self.watch(result).map(drop)
     }
 
-    pub(super) async fn fsync_inode(&self, inode: &InodeRef, _datasync: bool) -> Result<()> {
+    /// Tells how many commits it waited for.
+    pub(super) async fn fsync_inode(&self, inode: &InodeRef, _datasync: bool) -> Result<u32> {
         let core = self.core();
+        self.settle(inode).await?;
         let unsettled = inode.unsettled();
         let mut flush = unsettled.has_data();
+        let mut waited = 0;
         if let Some(tid) = unsettled.tid
             && tid > core.journal.committed_tid()
         {
@@ -149,6 +161,7 @@ impl Volume {
             // after the data was written: not if it is on its way already.
             flush &= tid < core.journal.running_tid();
             core.journal.wait_committed(tid).await?;
+            waited = 1;
             // Nothing was committed if all that the transaction had was taken back.
             flush |= unsettled.has_data() && tid > core.journal.committed_tid();
         }
@@ -156,14 +169,19 @@ impl Volume {
             runtime::BlockDeviceExt::flush(&*core.device).await?;
         }
         inode.data_flushed(unsettled);
-        Ok(())
+        Ok(waited)
     }
 
     /// Everything done so far on this volume is durable afterwards.
     pub async fn sync(&self) -> Result<()> {
         let _gate = self.enter().await?;
+        if !self.core().journal.is_set() {
+            return Ok(()); // mounted read-only
+        }
+        // What can be made durable is, also if some cached data cannot.
+        let settled = self.settle_volume().await;
         self.core().journal.force_commit().await?;
         runtime::BlockDeviceExt::flush(&*self.core().device).await?;
-        Ok(())
+        self.watch(settled)
     }
 }

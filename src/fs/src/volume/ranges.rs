@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::extent::{self, Root};
 use crate::inode::InodeRef;
 use crate::limits;
+use crate::pages::pages_of;
 
 /// Blocks that one step may change: dinode, a path of extent blocks with new ones, their groups and
 /// allocators, and what the clusters themselves need.
@@ -104,18 +105,16 @@ impl Volume {
         let result = async {
             let range = self.check_range(file, offset, len)?;
             let inode = file.inode();
-            let _exclusive = if file.flags().nowait {
-                let guard = inode.lock.try_write();
-                guard.ok_or_else(|| Error::WouldBlock("the file is in use".into()))?
-            } else {
-                inode.exclusive().await?
-            };
-            self.change_range(inode, mode, range).await
+            let _hold = self.hold_shape(inode, file.flags().nowait).await?;
+            self.settle_all_held(inode).await?;
+            let changed = self.change_range(inode, mode, range).await;
+            self.drop_clean(inode, pages_of(range.start, range.end));
+            changed
         }
         .await;
         if file.flags().dsync && result.is_ok() {
             let synced = self.fsync_inode(file.inode(), true).await;
-            return self.watch(synced);
+            return self.watch(synced).map(drop);
         }
         self.watch(result)
     }
@@ -232,11 +231,11 @@ impl Volume {
             }
             at += count;
         }
-        if wanted <= u64::from(alloc::free_clusters_total(core).await?) {
+        if wanted <= u64::from(alloc::available_clusters(core).await?) {
             return Ok(());
         }
         alloc::flush_truncate_log(core).await?;
-        let free = alloc::free_clusters_total(core).await?;
+        let free = alloc::available_clusters(core).await?;
         if wanted <= u64::from(free) {
             return Ok(());
         }
@@ -403,7 +402,8 @@ impl Volume {
             if kind_of(inode) != FileKind::Regular {
                 return Err(Error::IsDirectory(inode.nr()));
             }
-            let _shared = inode.shared().await?;
+            // Cached data has its place only on the device.
+            let _shared = self.shared_settled(inode, 0, u64::MAX, false).await?;
             self.seek_in(inode, what, offset).await
         }
         .await;
@@ -445,7 +445,7 @@ impl Volume {
         let _gate = self.enter().await?;
         let result = async {
             let inode = self.client_inode(ino).await?;
-            let _shared = inode.shared().await?;
+            let _shared = self.shared_settled(&inode, 0, u64::MAX, false).await?;
             self.extents_of(&inode, offset, max.min(limits::EXTENTS_MAX))
                 .await
         }

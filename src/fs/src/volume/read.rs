@@ -23,10 +23,10 @@ impl AsRef<[u8]> for Owned {
     }
 }
 
-/// A piece of a file: so many bytes from one place on the device, or zeroes.
-struct Piece {
-    from: Option<BlockNr>,
-    blocks: u64,
+/// A piece of a file: so many blocks from one place on the device, or zeroes.
+pub(super) struct Piece {
+    pub from: Option<BlockNr>,
+    pub blocks: u64,
 }
 
 impl Volume {
@@ -36,10 +36,27 @@ impl Volume {
         self.check_read(file)?;
         let _gate = self.enter().await?;
         let result = async {
-            let _shared = file.inode().shared().await?;
-            self.read_range(file.inode(), offset, len).await
+            if !file.flags().direct {
+                return self.read_cached(file, offset, len).await;
+            }
+            self.read_direct(file, offset, len).await
         }
         .await;
+        self.watch(result)
+    }
+
+    async fn read_direct(&self, file: &FileHandle, offset: u64, len: u64) -> Result<Bytes> {
+        let inode = file.inode();
+        let end = offset.saturating_add(len);
+        let _shared = self.shared_settled(inode, offset, end, false).await?;
+        self.read_range(inode, offset, len).await
+    }
+
+    /// As [`Volume::read`], whatever the handle says of the cache.
+    async fn read_past_cache(&self, file: &FileHandle, offset: u64, len: u64) -> Result<Bytes> {
+        self.check_read(file)?;
+        let _gate = self.enter().await?;
+        let result = self.read_direct(file, offset, len).await;
         self.watch(result)
     }
 
@@ -74,10 +91,12 @@ impl Volume {
             }
             Ok(None) => {
                 let mut buffer = buffer;
-                let result = Box::pin(self.read(file, offset, len)).await.map(|bytes| {
-                    buffer[..bytes.len()].copy_from_slice(&bytes);
-                    bytes.len() as u64
-                });
+                let result = Box::pin(self.read_past_cache(file, offset, len))
+                    .await
+                    .map(|bytes| {
+                        buffer[..bytes.len()].copy_from_slice(&bytes);
+                        bytes.len() as u64
+                    });
                 (buffer, result)
             }
             Err(error) => (buffer, Err(error)),
@@ -100,7 +119,7 @@ impl Volume {
         result
     }
 
-    /// The caller holds the inode at least shared.
+    /// From the device. The caller holds the inode at least shared, and the range is settled.
     pub(super) async fn read_range(
         &self,
         inode: &InodeRef,
@@ -112,16 +131,8 @@ impl Volume {
             return Ok(Bytes::new());
         }
         let len = len.min(size - offset).min(limits::READ_MAX);
-        if inode
-            .dinode()
-            .dyn_features()
-            .contains(DynFeatures::INLINE_DATA)
-        {
-            let block = inode.block().data();
-            let data = ondisk::inline_data(&block);
-            let start = (offset as usize).min(data.len());
-            let end = ((offset + len) as usize).min(data.len());
-            return Ok(Bytes::copy_from_slice(&data[start..end]));
+        if let Some(bytes) = read_inline(inode, offset, len) {
+            return Ok(bytes);
         }
         let block_size = self.core().block_size() as u64;
         let first = offset / block_size;
@@ -133,7 +144,12 @@ impl Volume {
     }
 
     /// Where `blocks` blocks of a file from block `first` on lie.
-    async fn pieces(&self, inode: &InodeRef, first: u64, blocks: u64) -> Result<Vec<Piece>> {
+    pub(super) async fn pieces(
+        &self,
+        inode: &InodeRef,
+        first: u64,
+        blocks: u64,
+    ) -> Result<Vec<Piece>> {
         let core = self.core();
         let per_cluster = u64::from(core.geometry.blocks_per_cluster());
         let mut pieces = Vec::new();
@@ -212,4 +228,19 @@ impl Volume {
         result?;
         Ok(buffer)
     }
+}
+
+/// The bytes of a file whose data is in its inode; `None` if that is not so.
+pub(super) fn read_inline(inode: &InodeRef, offset: u64, len: u64) -> Option<Bytes> {
+    let inline = inode
+        .dinode()
+        .dyn_features()
+        .contains(DynFeatures::INLINE_DATA);
+    inline.then(|| {
+        let block = inode.block().data();
+        let data = ondisk::inline_data(&block);
+        let start = (offset as usize).min(data.len());
+        let end = ((offset + len) as usize).min(data.len());
+        Bytes::copy_from_slice(&data[start..end])
+    })
 }

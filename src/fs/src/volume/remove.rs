@@ -164,7 +164,7 @@ impl Volume {
         if inode.opens.get() > 0 || !flags(inode).contains(InodeFlags::ORPHANED) {
             return Ok(());
         }
-        let Ok(_lock) = inode.exclusive().await else {
+        let Ok(_hold) = self.hold_shape(inode, false).await else {
             return Ok(()); // somebody else has deleted it meanwhile
         };
         if inode.opens.get() > 0 || self.links(inode) > 0 {
@@ -176,6 +176,7 @@ impl Volume {
     /// Frees everything an orphan has, then the orphan. The caller has it exclusively.
     pub(super) async fn delete(&self, inode: &InodeRef) -> Result<()> {
         let core = self.core();
+        self.cut_held(inode, 0).await?;
         if kind_of(inode) == FileKind::Directory {
             dir::destroy(core, inode).await?;
         }

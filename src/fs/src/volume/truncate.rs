@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::extent;
 use crate::inode::InodeRef;
 use crate::journal::Handle;
+use crate::pages::pages_of;
 use crate::refcount;
 
 /// Extent records given back in one handle: few enough for the smallest journal (4 MiB), each may
@@ -30,7 +31,7 @@ impl Volume {
         clusters.min(i64::MAX as u64)
     }
 
-    /// Sets the size. The caller has the inode exclusively.
+    /// Sets the size. The caller holds the file's shape.
     pub(super) async fn truncate_locked(&self, inode: &InodeRef, size: u64) -> Result<()> {
         if size > self.max_file_bytes() {
             return Err(Error::TooBig(format!(
@@ -38,7 +39,15 @@ impl Volume {
                 self.max_file_bytes()
             )));
         }
+        self.cut_held(inode, size).await?;
         let old = inode.dinode().i_size.get();
+        let result = self.truncate_settled(inode, old, size).await;
+        // The last page of the shorter of the two ends otherwise now.
+        self.drop_clean(inode, pages_of(old.min(size), u64::MAX));
+        result
+    }
+
+    async fn truncate_settled(&self, inode: &InodeRef, old: u64, size: u64) -> Result<()> {
         if inode
             .dinode()
             .dyn_features()

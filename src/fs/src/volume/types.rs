@@ -161,6 +161,17 @@ pub struct VolumeInfo {
     pub corrected_errors: u64,
 }
 
+/// How direct writes of several nodes to one file are kept coherent: the kernel's mount option
+/// `coherency`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Coherency {
+    /// A direct write has the file for its node, so that other nodes' cached data never goes stale.
+    #[default]
+    Full,
+    /// Direct writes of several nodes run at the same time; only buffered ones are coherent.
+    Buffered,
+}
+
 /// How to mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountOptions {
@@ -170,6 +181,9 @@ pub struct MountOptions {
     pub commit_interval: std::time::Duration,
     /// Clean metadata kept in memory, in bytes.
     pub cache_bytes: usize,
+    /// File data kept in memory, in bytes, dirty or not.
+    pub page_cache_bytes: usize,
+    pub coherency: Coherency,
 }
 
 impl Default for MountOptions {
@@ -178,6 +192,8 @@ impl Default for MountOptions {
             read_only: false,
             commit_interval: crate::limits::COMMIT_INTERVAL,
             cache_bytes: crate::limits::CACHE_BYTES,
+            page_cache_bytes: crate::limits::PAGE_CACHE_BYTES,
+            coherency: Coherency::Full,
         }
     }
 }

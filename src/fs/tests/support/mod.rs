@@ -152,6 +152,11 @@ pub const READ_WRITE: OpenFlags = OpenFlags {
     truncate: false,
 };
 
+pub const DIRECT: OpenFlags = OpenFlags {
+    direct: true,
+    ..READ_WRITE
+};
+
 pub fn new_inode() -> NewInode {
     NewInode {
         permissions: 0o644,

@@ -336,9 +336,15 @@ fn describe(slot: &mut Slot) -> Option<Call> {
                 Some(bounce) => std::slice::from_mut(bounce),
                 None => request.buffers.as_mut_slice(),
             };
+            // What is written may be shared with readers: no `&mut` to it is made.
+            let writes = request.op == Op::Write;
+            let place = |piece: &mut Buffer| match writes {
+                true => piece.as_ptr().cast_mut().cast::<c_void>(),
+                false => piece.as_mut_ptr().cast(),
+            };
             match pieces {
                 [single] => {
-                    let memory = single.as_mut_ptr().cast();
+                    let memory = place(single);
                     match request.op {
                         Op::Write => What::Write(memory),
                         _ => What::Read(memory),
@@ -348,7 +354,7 @@ fn describe(slot: &mut Slot) -> Option<Call> {
                     slot.vectors.clear();
                     for piece in pieces.iter_mut().filter(|piece| !piece.is_empty()) {
                         slot.vectors.push(sys::iovec {
-                            iov_base: piece.as_mut_ptr().cast(),
+                            iov_base: place(piece),
                             iov_len: piece.len(),
                         });
                     }

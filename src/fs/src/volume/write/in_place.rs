@@ -3,19 +3,20 @@
 //! orders those that meet at a ragged edge.
 
 use futures_util::future::join_all;
+use ondisk::BlockNr;
 use ondisk::feature::{DynFeatures, ExtentFlags};
-use ondisk::{BlockNr, Dinode};
 use runtime::{BlockDeviceExt, Buffer};
 
-use super::iocb::{Iocb, Path};
+use super::iocb::{Iocb, LockLevel, Outcome, Path};
 use crate::error::{Error, Result};
 use crate::extent::Mapping;
 use crate::inode::Inode;
 use crate::lock::ReadGuard;
+use crate::pages::pages_of;
 use crate::range_lock::{Range, RangeGuard};
 use crate::run_cache;
 use crate::volume::attr::without_set_id;
-use crate::volume::{FileHandle, Volume};
+use crate::volume::{Coherency, FileHandle, Volume};
 
 /// A run of blocks of the request, contiguous on the device.
 struct Piece {
@@ -49,12 +50,8 @@ impl Volume {
         if !may_be_in_place(iocb.file, iocb.position(), len) {
             return Ok(false);
         }
-        let _shared = if iocb.file.flags().nowait {
-            let guard = inode.lock.try_read();
-            guard.ok_or_else(|| Error::WouldBlock("the file is in use".into()))?
-        } else {
-            inode.shared().await?
-        };
+        let (from, nowait) = (iocb.position(), iocb.file.flags().nowait);
+        let _shared = self.shared_settled(inode, from, from + len, nowait).await?;
         let Some(pieces) = self.plan_in_place(inode, iocb.position(), len).await? else {
             return Ok(false);
         };
@@ -68,7 +65,8 @@ impl Volume {
             self.finish_overwrite(inode, end.min(iocb.position() + bytes as u64))
                 .await?;
         }
-        iocb.advance(Path::InPlace, bytes, range.has_edge(), false);
+        self.drop_clean(inode, pages_of(iocb.position(), end));
+        self.advance(iocb, self.in_place(iocb.file, bytes, range.has_edge()));
         error.map_or(Ok(true), Err)
     }
 
@@ -94,8 +92,10 @@ impl Volume {
         if !self.may_be_direct(file, way, position, len) {
             return Ok(None);
         }
-        let shared = file.inode().shared().await?;
-        // Once more, now that nobody can change it.
+        // With what is cached of it on the device; and once more, now that nobody can change it.
+        let shared = self
+            .shared_settled(file.inode(), position, position + len, false)
+            .await?;
         if !self.may_be_direct(file, way, position, len) {
             return Ok(None);
         }
@@ -131,7 +131,10 @@ impl Volume {
         }
         let inode = file.inode();
         let shared = inode.try_shared()?;
-        if self.check_way(file, way).is_err() || !self.may_be_direct(file, way, position, len) {
+        if inode.pages.is_unsettled()
+            || self.check_way(file, way).is_err()
+            || !self.may_be_direct(file, way, position, len)
+        {
             return None;
         }
         let cpos = (position / self.core().geometry.cluster_size() as u64) as u32;
@@ -156,7 +159,7 @@ impl Volume {
         aligned
             && match way {
                 Way::In => may_be_in_place(file, position, len),
-                Way::Out => is_inside(&file.inode().dinode(), position, len),
+                Way::Out => is_inside(file.inode(), position, len),
             }
     }
 
@@ -182,6 +185,27 @@ impl Volume {
 
     fn range_of(&self, position: u64, len: u64) -> Range {
         Range::of_bytes(position, len, self.core().block_size() as u64)
+    }
+
+    /// How a write in place has ended.
+    pub(super) fn in_place(
+        &self,
+        file: &FileHandle,
+        bytes: usize,
+        edges_serialised: bool,
+    ) -> Outcome {
+        Outcome {
+            path: Path::InPlace,
+            bytes,
+            direct: file.flags().direct,
+            fallback: None,
+            edges_serialised,
+            exclusive: false,
+            lock: match self.0.coherency {
+                Coherency::Full => LockLevel::Exclusive,
+                Coherency::Buffered => LockLevel::Shared,
+            },
+        }
     }
 
     async fn lock_range<'f>(
@@ -314,13 +338,14 @@ fn may_be_in_place(file: &FileHandle, position: u64, len: u64) -> bool {
 /// Inside the file, not inline, and no set-id bits to drop.
 fn fits_in_place(inode: &Inode, position: u64, len: u64) -> bool {
     let d = inode.dinode();
-    is_inside(&d, position, len) && without_set_id(d.i_mode.get()) == d.i_mode.get()
+    is_inside(inode, position, len) && without_set_id(d.i_mode.get()) == d.i_mode.get()
 }
 
-/// Bytes of a file that are there, and lie in clusters.
-fn is_inside(d: &Dinode, position: u64, len: u64) -> bool {
+/// Bytes of a file that are there, and lie in clusters, or will once they are settled.
+fn is_inside(inode: &Inode, position: u64, len: u64) -> bool {
+    let d = inode.dinode();
     position
         .checked_add(len)
-        .is_some_and(|end| end <= d.i_size.get())
+        .is_some_and(|end| end <= inode.size())
         && !d.dyn_features().contains(DynFeatures::INLINE_DATA)
 }

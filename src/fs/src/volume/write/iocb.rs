@@ -20,6 +20,8 @@ pub(super) struct Iocb<'a> {
 /// How an attempt went about its range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Path {
+    /// Into the page cache.
+    Cached,
     /// Over allocated, written, unshared clusters, straight to the device.
     InPlace,
     /// Into the dinode.
@@ -32,6 +34,24 @@ pub enum Path {
     CopyOnWrite,
 }
 
+/// Why a request of a direct handle was not done as direct I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fallback {
+    /// The file's data is in its inode, and still is afterwards.
+    InlineData,
+    /// Past the end of the file, on a volume without the append-dio feature.
+    NoAppendDirect,
+}
+
+/// What other nodes see of a request: the level of its cluster write lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LockLevel {
+    /// Protected read: others may write in place at the same time.
+    Shared,
+    /// The file is this node's.
+    Exclusive,
+}
+
 /// What one attempt did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attempted {
@@ -41,10 +61,30 @@ pub struct Attempted {
     pub length: u64,
     /// How much of that is in.
     pub bytes: u64,
+    /// As direct I/O: on the device, past the cache, when the request was answered.
+    pub direct: bool,
+    /// Why not, though the handle asked for it.
+    pub fallback: Option<Fallback>,
     /// It held a ragged edge's block against others.
     pub edges_serialised: bool,
     /// It had the inode to itself.
     pub exclusive: bool,
+    /// The level of the request's cluster write lock.
+    pub lock: LockLevel,
+    /// Commits that were waited for until its bytes were durable, if the request asked for that.
+    pub commits_waited: u32,
+}
+
+/// How an attempt has ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outcome {
+    pub path: Path,
+    pub bytes: usize,
+    pub direct: bool,
+    pub fallback: Option<Fallback>,
+    pub edges_serialised: bool,
+    pub exclusive: bool,
+    pub lock: LockLevel,
 }
 
 impl<'a> Iocb<'a> {
@@ -81,21 +121,41 @@ impl<'a> Iocb<'a> {
         self.start = size;
     }
 
-    /// An attempt has ended with `bytes` in; it had the inode to itself or shared it.
-    pub fn advance(&mut self, path: Path, bytes: usize, edges_serialised: bool, exclusive: bool) {
+    /// An attempt has ended.
+    pub fn advance(&mut self, outcome: Outcome) {
+        let Outcome {
+            path,
+            bytes,
+            direct,
+            fallback,
+            edges_serialised,
+            exclusive,
+            lock,
+        } = outcome;
         if let Some(attempts) = &mut self.attempts {
             attempts.push(Attempted {
                 path,
                 position: self.position,
                 length: self.rest.len() as u64,
                 bytes: bytes as u64,
+                direct,
+                fallback,
                 edges_serialised,
                 exclusive,
+                lock,
+                commits_waited: 0,
             });
         }
         self.rest = &self.rest[bytes..];
         self.position += bytes as u64;
         self.done += bytes as u64;
+    }
+
+    /// The request, as it is, waited for commits to be durable: its last attempt tells.
+    pub fn waited(&mut self, commits: u32) {
+        if let Some(last) = self.attempts.as_mut().and_then(|all| all.last_mut()) {
+            last.commits_waited += commits;
+        }
     }
 
     /// Bytes in, where the first one went, and the attempts if they were asked for.

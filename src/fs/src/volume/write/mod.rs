@@ -2,27 +2,40 @@
 //!
 //! ```text
 //!  Iocb ── plan under the inode's lock ──► in place    shared lock, range lock; all pieces at once
-//!   ▲                                  └─► exclusive   step by step: holes, unwritten, shared, inline
+//!   ▲                                  ├─► exclusive   step by step: holes, unwritten, shared, inline
+//!   │                                  └─► cached      into pages (buffered), written back later
 //!   └────────── bytes in ◄── guards dropped ◄── run
 //! ```
-//! A request that lies wholly in written clusters of our own needs nobody out of its way but those
-//! who write the same ragged block. Everything else has the inode to itself, to the request's last
-//! byte. Which it is is planned from what the inode says now, under the lock that keeps it so.
+//! A direct request that lies wholly in written clusters of our own needs nobody out of its way but
+//! those who write the same ragged block. Everything else has the inode to itself, to the request's
+//! last byte. Which it is is planned from what the inode says now, under the lock that keeps it so.
+//! Direct and buffered users of a file see each other's bytes: who goes past the cache first brings
+//! what is dirty there to the device, and drops what is clean afterwards.
 
+mod back;
+mod cached;
+mod counters;
 mod exclusive;
 mod in_place;
 mod iocb;
+mod payload;
+mod step;
 
 use bytes::Bytes;
 use runtime::{BlockDeviceExt, Buffer};
 
 use super::{FileHandle, FileKind, Volume, Written, kind_of};
 use crate::error::{Error, Result};
+use crate::pages::pages_of;
 use in_place::Direct;
-use iocb::Iocb;
+use iocb::{Iocb, Outcome};
 
+pub(in crate::volume) use counters::WriteCounters;
+pub use counters::{Counters, WriteCounts};
 pub(super) use in_place::Way;
-pub use iocb::{Attempted, Path};
+pub use iocb::{Attempted, Fallback, LockLevel, Path};
+pub(in crate::volume) use payload::Payload;
+pub(in crate::volume) use step::By;
 
 impl Volume {
     /// Writes `data` at `position`, or at the end of the file with an appending handle. What is in
@@ -53,8 +66,12 @@ impl Volume {
         let (buffer, bytes, result) = match held {
             Ok(Some(held)) => {
                 let (buffer, result) = self.core().device.write(held.at, buffer).await;
+                self.drop_clean(file.inode(), pages_of(position, position + len));
                 match result {
                     Ok(()) => {
+                        self.0
+                            .write_counters
+                            .attempt(&self.in_place(file, len as usize, false));
                         let settled = self.settle_direct(held, file, position + len).await;
                         (buffer, len, settled)
                     }
@@ -102,9 +119,12 @@ impl Volume {
             let _gate = self.enter_writing().await?;
             self.check_write(file)?;
             self.run(&mut iocb).await?;
-            self.finish_write(file).await
+            let commits = self.finish_write(file).await?;
+            iocb.waited(commits);
+            Ok(())
         }
         .await;
+        self.0.write_counters.request(&result);
         let error = self.watch(result).err();
         let (bytes, position, attempts) = iocb.outcome();
         Written {
@@ -120,17 +140,22 @@ impl Volume {
         if iocb.rest().is_empty() {
             return Ok(());
         }
+        let flags = iocb.file.flags();
+        // With O_DSYNC there is nothing to wait in memory for, and the answer tells exactly what is
+        // in.
+        if !flags.direct && !flags.dsync {
+            return self.write_buffered(iocb).await;
+        }
         if self.write_in_place(iocb).await? {
             return Ok(());
         }
-        let inode = iocb.file.inode();
-        let _exclusive = if iocb.file.flags().nowait {
-            let guard = inode.lock.try_write();
-            guard.ok_or_else(|| Error::WouldBlock("the file is in use".into()))?
-        } else {
-            inode.exclusive().await?
-        };
         self.write_exclusive(iocb).await
+    }
+
+    /// An attempt has ended: for the request, and for the volume's figures.
+    fn advance(&self, iocb: &mut Iocb<'_>, outcome: Outcome) {
+        self.0.write_counters.attempt(&outcome);
+        iocb.advance(outcome);
     }
 
     fn check_write(&self, file: &FileHandle) -> Result<()> {
@@ -143,11 +168,13 @@ impl Volume {
         }
     }
 
-    async fn finish_write(&self, file: &FileHandle) -> Result<()> {
-        if file.flags().dsync {
-            self.fsync_inode(file.inode(), true).await
-        } else {
-            Ok(())
+    /// With O_DSYNC the answer waits. Tells how many commits it waited for.
+    async fn finish_write(&self, file: &FileHandle) -> Result<u32> {
+        if !file.flags().dsync {
+            return Ok(0);
         }
+        let waited = self.fsync_inode(file.inode(), true).await?;
+        self.0.write_counters.waited(waited);
+        Ok(waited)
     }
 }
