@@ -13,6 +13,7 @@
 #![allow(clippy::print_stdout, reason = "the result goes to standard output")]
 
 #[path = "support/rig.rs"]
+#[allow(dead_code, reason = "the other bench uses another part")]
 mod rig;
 
 use std::alloc::System;

@@ -14,7 +14,7 @@
 #[path = "support/bare.rs"]
 mod bare;
 #[path = "support/rig.rs"]
-#[allow(dead_code, reason = "the other bench uses more of it")]
+#[allow(dead_code, reason = "the other bench uses another part")]
 mod rig;
 
 use std::error::Error;
@@ -142,12 +142,11 @@ impl Serving {
                     true => format!("unix:{}", self.folder.join("socket").display()),
                     false => format!("http://127.0.0.1:{port}"),
                 };
-                let connecting = Endpoint::from_shared(address)?
+                let endpoint = Endpoint::from_shared(address)?
                     .initial_stream_window_size(8 << 20)
                     .initial_connection_window_size(32 << 20)
-                    .tcp_nodelay(true)
-                    .connect();
-                if let Ok(channel) = connecting.await {
+                    .tcp_nodelay(true);
+                if let Ok(channel) = endpoint.connect().await {
                     return Ok(channel);
                 }
             }

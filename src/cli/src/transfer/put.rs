@@ -96,6 +96,10 @@ fn explain(session: &mut Session, attempts: &[(Remote, WriteAttempt)]) {
                 "bytes": attempt.bytes,
                 "edges_serialised": attempt.edges_serialised,
                 "exclusive": attempt.exclusive,
+                "direct": attempt.direct,
+                "fallback": fallback_of(attempt),
+                "lock": lock_of(attempt),
+                "commits_waited": attempt.commits_waited,
             })
         };
         let all = attempts.iter().map(value).collect();
@@ -103,14 +107,22 @@ fn explain(session: &mut Session, attempts: &[(Remote, WriteAttempt)]) {
     }
     for (path, attempt) in attempts {
         let words = [
+            (attempt.direct, " direct"),
             (attempt.edges_serialised, " edges-serialised"),
             (attempt.exclusive, " exclusive"),
         ];
-        let words: String = words
+        let mut words: String = words
             .iter()
             .filter(|(is, _)| *is)
             .map(|(_, word)| *word)
             .collect();
+        words.push_str(&format!(" lock-{}", lock_of(attempt)));
+        if let Some(why) = fallback_of(attempt) {
+            words.push_str(&format!(" buffered-because={why}"));
+        }
+        if attempt.commits_waited > 0 {
+            words.push_str(&format!(" commits-waited={}", attempt.commits_waited));
+        }
         let (offset, length, bytes) = (attempt.offset, attempt.length, attempt.bytes);
         let how = how_written(attempt);
         session.output.line(&format!(
@@ -128,6 +140,26 @@ fn how_written(attempt: &WriteAttempt) -> &'static str {
         Path::Unwritten => "unwritten",
         Path::Hole => "hole",
         Path::CopyOnWrite => "copy-on-write",
+        Path::Cached => "cached",
+    }
+}
+
+/// Why a direct request was not done as one.
+fn fallback_of(attempt: &WriteAttempt) -> Option<&'static str> {
+    use write_attempt::Fallback;
+    match attempt.fallback() {
+        Fallback::Unspecified => None,
+        Fallback::InlineData => Some("inline-data"),
+        Fallback::NoAppendDirect => Some("no-append-direct"),
+    }
+}
+
+fn lock_of(attempt: &WriteAttempt) -> &'static str {
+    use write_attempt::LockLevel;
+    match attempt.lock() {
+        LockLevel::Unspecified => "unknown",
+        LockLevel::Shared => "shared",
+        LockLevel::Exclusive => "exclusive",
     }
 }
 

@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use ::fs::volume::{
-    Attempted, Attr, CloneAs, DirEntry, ExtentInfo, FileKind, IfExists, Ino, MountOptions,
-    NewInode, OpenFlags, Path as WritePath, RangeMode, RenameMode, SeekFor, SetAttr, SetTime,
-    StatFs, VolumeInfo,
+    Attempted, Attr, CloneAs, Counters, DirEntry, ExtentInfo, Fallback, FileKind, IfExists, Ino,
+    LockLevel, MountOptions, NewInode, OpenFlags, Path as WritePath, RangeMode, RenameMode,
+    SeekFor, SetAttr, SetTime, StatFs, VolumeInfo,
 };
 pub use ::fs::xattr::XattrMode;
 pub use fs::FsDoor;

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use proto::v1;
 use runtime::WallTime;
 
-use crate::door::{Attempted, Attr, ExtentInfo, FileKind, Ino, NewInode, SetTime, WritePath};
+use crate::door::{
+    Attempted, Attr, ExtentInfo, Fallback, FileKind, Ino, LockLevel, NewInode, SetTime, WritePath,
+};
 use crate::failure::{Failure, Result};
 use crate::limits;
 
@@ -166,13 +168,23 @@ pub fn kind_of_message(kind: i32) -> Result<FileKind> {
 }
 
 pub fn attempt(attempted: &Attempted) -> v1::WriteAttempt {
-    use v1::write_attempt::Path;
+    use v1::write_attempt::{Fallback as Why, LockLevel as Level, Path};
     let path = match attempted.path {
         WritePath::InPlace => Path::InPlace,
         WritePath::Inline => Path::Inline,
         WritePath::Unwritten => Path::Unwritten,
         WritePath::Hole => Path::Hole,
         WritePath::CopyOnWrite => Path::CopyOnWrite,
+        WritePath::Cached => Path::Cached,
+    };
+    let fallback = match attempted.fallback {
+        None => Why::Unspecified,
+        Some(Fallback::InlineData) => Why::InlineData,
+        Some(Fallback::NoAppendDirect) => Why::NoAppendDirect,
+    };
+    let lock = match attempted.lock {
+        LockLevel::Shared => Level::Shared,
+        LockLevel::Exclusive => Level::Exclusive,
     };
     v1::WriteAttempt {
         path: path.into(),
@@ -181,6 +193,10 @@ pub fn attempt(attempted: &Attempted) -> v1::WriteAttempt {
         bytes: attempted.bytes,
         edges_serialised: attempted.edges_serialised,
         exclusive: attempted.exclusive,
+        direct: attempted.direct,
+        fallback: fallback.into(),
+        lock: lock.into(),
+        commits_waited: attempted.commits_waited,
     }
 }
 
