@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it panics")]
 #![allow(dead_code, reason = "each test uses a part")]
 
+mod locks;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -21,6 +23,8 @@ use runtime::sim::{
     Simulation, World,
 };
 use runtime::{BlockDeviceExt, Buffer, Host, LocalFuture, Op};
+
+pub use locks::Judge;
 
 pub const MILLISECOND: Duration = Duration::from_millis(1);
 pub const SECOND: Duration = Duration::from_secs(1);
@@ -95,6 +99,12 @@ impl Checker {
         let last = log.iter().rev().take(150).rev();
         let history: Vec<&str> = last.map(String::as_str).collect();
         panic!("{what} at {:?}\n{}", self.world.now(), history.join("\n"));
+    }
+
+    /// Whether a life of a node is one of a member that may act.
+    pub fn acts(&self, (node, life): (u8, u64)) -> bool {
+        let seen = &self.seen.borrow()[usize::from(node)];
+        seen.alive && seen.life == life && seen.acts(self.world.now())
     }
 
     /// A node sends a write of the volume on its way.
@@ -253,6 +263,8 @@ struct Worker {
     node: u8,
     port: SimPort,
     host: Rc<dyn Host>,
+    judge: Option<Rc<Judge>>,
+    rng: RefCell<SimRng>,
 }
 
 impl Owner for Worker {
@@ -277,6 +289,7 @@ impl Owner for Worker {
     fn live(&self, member: Member) -> LocalFuture<After> {
         let (checker, node, host) = (self.checker.clone(), self.node, self.host.clone());
         let port = self.port.clone();
+        let (judge, rng) = (self.judge.clone(), self.rng.borrow_mut().fork());
         Box::pin(async move {
             let life = checker.life(node);
             checker.note(format!("{node}.{life}: member"));
@@ -300,6 +313,13 @@ impl Owner for Worker {
                 let call = call_loop(checker.clone(), member.clone(), life, other);
                 host.spawn(Box::pin(call));
             }
+            if let Some(judge) = judge {
+                let user = member.clone();
+                host.spawn(Box::pin(async move {
+                    let work = locks::use_locks(judge, user.clone(), (node, life), rng);
+                    locks::while_member(&user, work).await;
+                }));
+            }
             let device = member.lease().gate(Rc::new(port));
             let at = VOLUME_AT + u64::from(node) * 4096;
             loop {
@@ -307,7 +327,7 @@ impl Owner for Worker {
                 if result.is_err() && member.lease().fence().is_some() {
                     break;
                 }
-                host.sleep(7 * MILLISECOND).await;
+                host.sleep(15 * MILLISECOND).await;
             }
             member.ended().await;
             After::JoinAgain
@@ -337,7 +357,7 @@ async fn call_loop(checker: Rc<Checker>, member: Member, life: u64, other: NodeN
             Err(SendError::Down | SendError::Died | SendError::Stopped) => number += 1_000_000,
             Err(error) => checker.fail(format!("a call of {other}: {error}")),
         }
-        member.host().sleep(50 * MILLISECOND).await;
+        member.host().sleep(100 * MILLISECOND).await;
     }
 }
 
@@ -373,6 +393,8 @@ pub struct Rig {
     pub timing: Timing,
     pub rng: SimRng,
     pub outlast_outages: bool,
+    /// Members use locks, and this judges them.
+    pub judge: Option<Rc<Judge>>,
     nodes: Vec<SimNode>,
     ports: Vec<SimPort>,
     /// Of every further region, each node's port.
@@ -439,6 +461,7 @@ impl Rig {
             timing,
             rng: world.fork_rng(),
             outlast_outages: false,
+            judge: None,
             nodes: nodes.collect(),
             ports: ports.collect(),
             more,
@@ -449,6 +472,13 @@ impl Rig {
         };
         (0..count).for_each(|number| rig.watch(number));
         rig
+    }
+
+    /// From now on members that start use locks.
+    pub fn with_locks(mut self) -> (Self, Rc<Judge>) {
+        let judge = Rc::new(Judge::new(self.checker.clone()));
+        self.judge = Some(judge.clone());
+        (self, judge)
     }
 
     pub fn count(&self) -> u8 {
@@ -515,6 +545,8 @@ impl Rig {
             node: number,
             port: self.ports[index].clone(),
             host: host.clone(),
+            judge: self.judge.clone(),
+            rng: RefCell::new(self.rng.fork()),
         });
         let life = supervise(self.config(number), host, self.net.node(ip(number)), owner);
         self.nodes[index].spawn_named("supervise", async move {
