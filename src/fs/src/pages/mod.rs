@@ -19,6 +19,8 @@
 
 mod ahead;
 mod ledger;
+#[cfg(test)]
+mod tests;
 
 pub use ahead::ReadAhead;
 pub use ledger::{Ledger, PageCounts, Room};
