@@ -28,6 +28,9 @@ pub const EXTENTS_MAX: usize = 4096;
 pub const WRITE_STEP: u64 = 4 << 20;
 /// Largest single write of file data to the device; a step's are in flight together.
 pub const DATA_IO_BYTES: usize = 1 << 20;
+/// Shared clusters are copied in aligned pieces of so many bytes, as the kernel does, unless the
+/// mount says otherwise.
+pub const COPY_ON_WRITE_BYTES: u32 = 1 << 20;
 /// File data in memory, in bytes, unless the mount says otherwise.
 pub const PAGE_CACHE_BYTES: usize = 64 << 20;
 /// Cached data is written back when it has waited so long.

@@ -8,7 +8,7 @@ mod support;
 use std::time::Duration;
 
 use fs::Errno;
-use fs::volume::{CloneAs, FileHandle, Ino, RangeMode, SeekFor, SetAttr, Volume};
+use fs::volume::{CloneAs, FileHandle, Ino, MountOptions, RangeMode, SeekFor, SetAttr, Volume};
 use fs::xattr::XattrMode;
 use futures_util::future::{Either, select};
 use runtime::sim::{CrashModel, DiskOptions, Fault, SimDisk, SimRng};
@@ -657,4 +657,44 @@ async fn mount_on(rig: &Rig, disk: &SimDisk) -> fs::Result<Volume> {
         ..fs::volume::MountOptions::default()
     };
     Volume::mount(disk.device(), rig.sim.host(), options).await
+}
+
+/// What a write to shared clusters copies: an aligned mebibyte around it, as the kernel does, or what
+/// the mount says; down to the clusters that it touches when space is short.
+#[test]
+fn r22_sharing_is_broken_for_as_much_as_the_mount_says() {
+    for (copy_on_write_bytes, wanted) in [(1 << 20, 1 << 20), (64 << 10, 64 << 10), (0, 8192)] {
+        let rig = Rig::new(4096, 4096, 64, ALL);
+        rig.run(async {
+            let options = MountOptions {
+                copy_on_write_bytes,
+                ..MountOptions::default()
+            };
+            let (device, host) = (rig.disk.device(), rig.sim.host());
+            let volume = Volume::mount(device, host, options).await.unwrap();
+            let root = volume.root();
+            let content = pattern(1, 8 << 20);
+            let ino = put(&volume, root, b"f", &content).await.unwrap().ino;
+            let clone = volume.clone_file(ino, root, b"c", NEW).await.unwrap().ino;
+            let own = async |ino| -> u64 {
+                let all = volume.extents(ino, 0, 999).await.unwrap();
+                all.iter().filter(|e| !e.shared).map(|e| e.length).sum()
+            };
+            assert_eq!(own(clone).await, 0);
+            let file = volume.open(clone, READ_WRITE).await.unwrap();
+            write_all(&volume, &file, (3 << 20) + 5000, &[9; 4096])
+                .await
+                .unwrap();
+            volume.fsync(&file, true).await.unwrap();
+            assert_eq!(own(clone).await, wanted);
+            assert_eq!(own(ino).await, 0);
+            let mut changed = content.clone();
+            changed[(3 << 20) + 5000..][..4096].fill(9);
+            assert!(get(&volume, clone).await.unwrap() == changed);
+            assert!(get(&volume, ino).await.unwrap() == content);
+            volume.close(file).await.unwrap();
+            volume.unmount().await.unwrap();
+        });
+        rig.fsck();
+    }
 }

@@ -74,6 +74,7 @@ pub(crate) struct Inner {
     /// The truncate log will be flushed in a moment.
     flush_planned: Cell<bool>,
     coherency: Coherency,
+    copy_on_write_bytes: u32,
     /// The task that writes cached data back is there.
     write_back_planned: Cell<bool>,
     /// It is at work.

@@ -64,7 +64,7 @@ impl Volume {
             geometry,
             cache,
             page_cache_bytes: options.page_cache_bytes,
-            coherency: options.coherency,
+            writing: (options.coherency, options.copy_on_write_bytes),
         };
         let system = parts.find_system().await?;
         match read_only {
@@ -135,7 +135,8 @@ struct Parts {
     geometry: Rc<Geometry>,
     cache: Rc<Cache>,
     page_cache_bytes: usize,
-    coherency: Coherency,
+    /// What the write path wants to know of the mount's options.
+    writing: (Coherency, u32),
 }
 
 impl Parts {
@@ -185,7 +186,7 @@ impl Parts {
                 )));
             }
         }
-        Ok(volume(core, Some(cause), false, self.coherency))
+        Ok(volume(core, Some(cause), false, self.writing))
     }
 
     async fn mount_writable(self, system: System, options: MountOptions) -> Result<Volume> {
@@ -210,7 +211,7 @@ impl Parts {
             );
         }
         let core = self.core(slot, system, Late::of(journal));
-        let volume = volume(core, None, !unclean.is_empty(), self.coherency);
+        let volume = volume(core, None, !unclean.is_empty(), self.writing);
         if let Err(error) = volume.recover(&unclean).await {
             // What was recovered stays so; the rest is for the next attempt.
             volume.core().journal.abort(&error.to_string());
@@ -247,7 +248,12 @@ impl Volume {
     }
 }
 
-fn volume(core: Core, read_only: Option<String>, recovered: bool, coherency: Coherency) -> Volume {
+fn volume(
+    core: Core,
+    read_only: Option<String>,
+    recovered: bool,
+    (coherency, copy_on_write_bytes): (Coherency, u32),
+) -> Volume {
     Volume(Rc::new(Inner {
         core,
         gate: RwLock::default(),
@@ -258,6 +264,7 @@ fn volume(core: Core, read_only: Option<String>, recovered: bool, coherency: Coh
         opens: Cell::new(0),
         flush_planned: Cell::new(false),
         coherency,
+        copy_on_write_bytes,
         write_back_planned: Cell::new(false),
         write_back_turn: Turns::default(),
         write_back_failed: RefCell::default(),

@@ -184,6 +184,9 @@ pub struct MountOptions {
     /// File data kept in memory, in bytes, dirty or not.
     pub page_cache_bytes: usize,
     pub coherency: Coherency,
+    /// A write to shared clusters makes copies of aligned pieces of so many bytes of the file, as far
+    /// as one extent goes; 0 for the clusters it touches only. Larger pieces keep files together.
+    pub copy_on_write_bytes: u32,
 }
 
 impl Default for MountOptions {
@@ -194,6 +197,7 @@ impl Default for MountOptions {
             cache_bytes: crate::limits::CACHE_BYTES,
             page_cache_bytes: crate::limits::PAGE_CACHE_BYTES,
             coherency: Coherency::Full,
+            copy_on_write_bytes: crate::limits::COPY_ON_WRITE_BYTES,
         }
     }
 }

@@ -80,7 +80,7 @@ impl Volume {
         };
         if run.flags.contains(ExtentFlags::REFCOUNTED) {
             let _lock = self.lock_for(inode, by).await?;
-            refcount::cow(core, inode, cpos, clusters).await?;
+            self.break_sharing(inode, &root, cpos, clusters).await?;
             return Ok((Path::CopyOnWrite, 0)); // planned again: the extent is ours now
         }
         if !run.flags.contains(ExtentFlags::UNWRITTEN) {
@@ -105,6 +105,30 @@ impl Volume {
         })
         .await?;
         Ok((Path::Unwritten, end - at))
+    }
+
+    /// Makes shared clusters the file's own: those that are to be written, and so many around them in
+    /// the same extent that copies stay together, if there is space for that.
+    async fn break_sharing(
+        &self,
+        inode: &InodeRef,
+        root: &extent::Root,
+        cpos: u32,
+        clusters: u32,
+    ) -> Result<()> {
+        let core = self.core();
+        let piece = u64::from(self.0.copy_on_write_bytes >> core.geometry.cluster_size_bits);
+        let around = extent::runs(core, root, cpos, 1).await?.pop();
+        if let Some(run) = around.filter(|run| piece > 1 && run.cpos <= cpos) {
+            let end = u64::from(cpos) + u64::from(clusters);
+            let from = (u64::from(cpos) / piece * piece).max(u64::from(run.cpos));
+            let to = end.next_multiple_of(piece).min(run.end());
+            match refcount::cow(core, inode, from as u32, (to - from) as u32).await {
+                Err(Error::NoSpace(_)) => {}
+                other => return other,
+            }
+        }
+        refcount::cow(core, inode, cpos, clusters).await
     }
 
     /// A write-back takes the inode for itself while it changes the tree.
