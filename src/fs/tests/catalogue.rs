@@ -29,6 +29,22 @@ async fn mount(disk: &SimDisk, sim: &Simulation, options: MountOptions) -> Volum
         .unwrap()
 }
 
+/// Mounts the volume on a busy disk, once for each of some seeds, lets `play` happen there, and has
+/// what is left judged.
+fn on_busy_disks(rig: &Rig, seeds: u64, play: impl AsyncFn(&Volume, &Simulation, u64)) {
+    for seed in 0..seeds {
+        let sim = Simulation::new(seed);
+        let disk = busy_disk(rig, &sim);
+        sim.block_on(async {
+            let volume = mount(&disk, &sim, MountOptions::default()).await;
+            play(&volume, &sim, seed).await;
+            volume.unmount().await.unwrap();
+        })
+        .unwrap();
+        rig.fsck_image(&disk.image(), &[]);
+    }
+}
+
 /// What was on the medium before the volume got there: nobody may ever read it in a file.
 const OLD: u8 = 0xEE;
 
@@ -334,68 +350,57 @@ fn r06_r07_a_crash_shows_a_hole_or_the_data_never_old_bytes() {
 #[test]
 fn r10_r11_r14_truncate_unlink_and_clone_meet_writes_in_flight() {
     let rig = Rig::new(4096, 4096, 96, ALL);
-    for seed in 0..6 {
-        let sim = Simulation::new(seed);
-        let disk = busy_disk(&rig, &sim);
-        sim.block_on(async {
-            let volume = mount(&disk, &sim, MountOptions::default()).await;
-            let root = volume.root();
-            for round in 0..4u64 {
-                let name = format!("f{round}").into_bytes();
-                let direct = new_file(&volume, &name, DIRECT).await;
-                let cached = volume.open(direct.ino(), READ_WRITE).await.unwrap();
-                write_all(&volume, &direct, 0, &vec![9; 600_000])
-                    .await
-                    .unwrap();
-                let writers = (0..40u64).map(|i| {
-                    let file = if i % 3 == 0 { &cached } else { &direct };
-                    let (volume, at) = (&volume, (i * 48_611 + seed * 777) % 900_000);
-                    async move {
-                        let len = 1 + (i * 7919) % 60_000;
-                        write_all(volume, file, at, &vec![i as u8; len as usize])
-                            .await
-                            .unwrap();
-                    }
-                });
-                let others = async {
-                    for i in 0..6u64 {
-                        set_size(&volume, direct.ino(), (i * 133_333) % 700_000)
-                            .await
-                            .unwrap();
-                        let clone = format!("c{round}-{i}").into_bytes();
-                        let same = CloneAs::Same;
-                        volume
-                            .clone_file(direct.ino(), root, &clone, same)
-                            .await
-                            .unwrap();
-                        volume.unlink(root, &clone).await.unwrap();
-                    }
-                    volume.unlink(root, &name).await.unwrap();
-                };
-                futures_util::future::join(join_all(writers), others).await;
-                // Without a name it still is a file.
-                let size = volume.fstat(&direct).await.unwrap().size_bytes;
-                let all = volume.read(&direct, 0, 2 << 20).await.unwrap();
-                assert_eq!(all.len() as u64, size);
-                assert!(*all == *volume.read(&cached, 0, 2 << 20).await.unwrap());
-                let last = async {
-                    write_all(&volume, &direct, 5, &[1; 100_000]).await.unwrap();
-                    volume.close(direct.clone()).await.unwrap();
-                };
-                futures_util::future::join(last, volume.close(cached.clone()))
-                    .await
-                    .1
-                    .unwrap();
-            }
-            assert_eq!(
-                names(&volume, root).await.unwrap(),
-                [b"lost+found".to_vec()]
-            );
-            volume.unmount().await.unwrap();
-        })
-        .unwrap();
-        rig.fsck_image(&disk.image(), &[]);
-    }
+    on_busy_disks(&rig, 6, async |volume, _, seed| {
+        let root = volume.root();
+        for round in 0..4u64 {
+            let name = format!("f{round}").into_bytes();
+            let direct = new_file(volume, &name, DIRECT).await;
+            let cached = volume.open(direct.ino(), READ_WRITE).await.unwrap();
+            write_all(volume, &direct, 0, &vec![9; 600_000])
+                .await
+                .unwrap();
+            let writers = (0..40u64).map(|i| {
+                let file = if i % 3 == 0 { &cached } else { &direct };
+                let at = (i * 48_611 + seed * 777) % 900_000;
+                async move {
+                    let len = 1 + (i * 7919) % 60_000;
+                    write_all(volume, file, at, &vec![i as u8; len as usize])
+                        .await
+                        .unwrap();
+                }
+            });
+            let others = async {
+                for i in 0..6u64 {
+                    set_size(volume, direct.ino(), (i * 133_333) % 700_000)
+                        .await
+                        .unwrap();
+                    let clone = format!("c{round}-{i}").into_bytes();
+                    let same = CloneAs::Same;
+                    volume
+                        .clone_file(direct.ino(), root, &clone, same)
+                        .await
+                        .unwrap();
+                    volume.unlink(root, &clone).await.unwrap();
+                }
+                volume.unlink(root, &name).await.unwrap();
+            };
+            futures_util::future::join(join_all(writers), others).await;
+            // Without a name it still is a file.
+            let size = volume.fstat(&direct).await.unwrap().size_bytes;
+            let all = volume.read(&direct, 0, 2 << 20).await.unwrap();
+            assert_eq!(all.len() as u64, size);
+            assert!(*all == *volume.read(&cached, 0, 2 << 20).await.unwrap());
+            let last = async {
+                write_all(volume, &direct, 5, &[1; 100_000]).await.unwrap();
+                volume.close(direct.clone()).await.unwrap();
+            };
+            futures_util::future::join(last, volume.close(cached.clone()))
+                .await
+                .1
+                .unwrap();
+        }
+        assert_eq!(names(volume, root).await.unwrap(), [b"lost+found".to_vec()]);
+    });
 }
 
 /// Regression 13: a very large direct write over very many extents ran out of journal credits in its
@@ -428,47 +433,39 @@ fn r13_a_large_write_over_many_extents() {
 #[test]
 fn r15_r27_sharing_is_broken_while_clones_come_and_go() {
     let rig = Rig::new(4096, 4096, 96, ALL);
-    for seed in 0..4 {
-        let sim = Simulation::new(seed);
-        let disk = busy_disk(&rig, &sim);
-        sim.block_on(async {
-            let volume = mount(&disk, &sim, MountOptions::default()).await;
-            let root = volume.root();
-            let source = pattern(seed, 800_000);
-            let ino = put(&volume, root, b"source", &source).await.unwrap().ino;
-            let users = (0..4u64).map(|user| {
-                let (volume, source) = (&volume, &source);
-                async move {
-                    for round in 0..5u64 {
-                        let name = format!("clone{user}-{round}").into_bytes();
-                        let same = CloneAs::Same;
-                        let clone = volume.clone_file(ino, root, &name, same).await.unwrap().ino;
-                        let flags = if (user + round) % 2 == 0 {
-                            DIRECT
-                        } else {
-                            READ_WRITE
-                        };
-                        let file = volume.open(clone, flags).await.unwrap();
-                        let mut own = source.clone();
-                        for i in 0..6u64 {
-                            let at = (i * 123_457 + user * 40_009 + round) % 790_000;
-                            let data = pattern(at, 1 + (at % 9000) as usize);
-                            write_all(volume, &file, at, &data).await.unwrap();
-                            own[at as usize..at as usize + data.len()].copy_from_slice(&data);
-                        }
-                        assert!(get(volume, clone).await.unwrap() == own);
-                        volume.close(file).await.unwrap();
-                        volume.unlink(root, &name).await.unwrap();
+    on_busy_disks(&rig, 4, async |volume, _, seed| {
+        let root = volume.root();
+        let source = pattern(seed, 800_000);
+        let ino = put(volume, root, b"source", &source).await.unwrap().ino;
+        let users = (0..4u64).map(|user| {
+            let source = &source;
+            async move {
+                for round in 0..5u64 {
+                    let name = format!("clone{user}-{round}").into_bytes();
+                    let same = CloneAs::Same;
+                    let clone = volume.clone_file(ino, root, &name, same).await.unwrap().ino;
+                    let flags = if (user + round) % 2 == 0 {
+                        DIRECT
+                    } else {
+                        READ_WRITE
+                    };
+                    let file = volume.open(clone, flags).await.unwrap();
+                    let mut own = source.clone();
+                    for i in 0..6u64 {
+                        let at = (i * 123_457 + user * 40_009 + round) % 790_000;
+                        let data = pattern(at, 1 + (at % 9000) as usize);
+                        write_all(volume, &file, at, &data).await.unwrap();
+                        own[at as usize..at as usize + data.len()].copy_from_slice(&data);
                     }
+                    assert!(get(volume, clone).await.unwrap() == own);
+                    volume.close(file).await.unwrap();
+                    volume.unlink(root, &name).await.unwrap();
                 }
-            });
-            join_all(users).await;
-            assert!(get(&volume, ino).await.unwrap() == source);
-            volume.unmount().await.unwrap();
-        })
-        .unwrap();
-        rig.fsck_image(&disk.image(), &[]);
-    }
+            }
+        });
+        join_all(users).await;
+        assert!(get(volume, ino).await.unwrap() == source);
+    });
 }
 
 /// Regression 16: a buffered write that failed half-way left blocks that showed what the medium held
@@ -632,42 +629,35 @@ fn r18_r19_sizes_beyond_what_an_inode_holds() {
 #[test]
 fn r45_others_see_all_of_a_request_or_nothing() {
     let rig = Rig::new(4096, 4096, 96, ALL);
-    for seed in 0..4 {
-        let sim = Simulation::new(seed);
-        let disk = busy_disk(&rig, &sim);
-        sim.block_on(async {
-            let volume = mount(&disk, &sim, MountOptions::default()).await;
-            for (name, flags) in [(b"d", DIRECT), (b"b", READ_WRITE)] {
-                let file = new_file(&volume, name, flags).await;
-                let len = 10usize << 20;
-                set_size(&volume, file.ino(), len as u64).await.unwrap();
-                let done = std::cell::Cell::new(false);
-                let write = async {
-                    let written = explained(&volume, &file, 0, &vec![5; len]).await;
-                    assert!(written.error.is_none());
-                    done.set(true);
-                };
-                let read = async {
-                    let mut seen = [0, 0];
-                    while !done.get() || seen == [0, 0] {
-                        for flags in [DIRECT, READ_WRITE] {
-                            let reader = volume.open(file.ino(), flags).await.unwrap();
-                            let all = volume.read(&reader, 0, len as u64).await.unwrap();
-                            let new = all.iter().filter(|byte| **byte == 5).count();
-                            assert!(new == 0 || new == len, "{new} of {len} bytes are new");
-                            seen[usize::from(new > 0)] += 1;
-                            volume.close(reader).await.unwrap();
-                        }
-                        sim.host().sleep(Duration::from_micros(300)).await;
+    on_busy_disks(&rig, 4, async |volume, sim, _| {
+        for (name, flags) in [(b"d", DIRECT), (b"b", READ_WRITE)] {
+            let file = new_file(volume, name, flags).await;
+            let len = 10usize << 20;
+            set_size(volume, file.ino(), len as u64).await.unwrap();
+            let done = std::cell::Cell::new(false);
+            let write = async {
+                let written = explained(volume, &file, 0, &vec![5; len]).await;
+                assert!(written.error.is_none());
+                done.set(true);
+            };
+            let read = async {
+                let mut seen = [0, 0];
+                while !done.get() || seen == [0, 0] {
+                    for flags in [DIRECT, READ_WRITE] {
+                        let reader = volume.open(file.ino(), flags).await.unwrap();
+                        let all = volume.read(&reader, 0, len as u64).await.unwrap();
+                        let new = all.iter().filter(|byte| **byte == 5).count();
+                        assert!(new == 0 || new == len, "{new} of {len} bytes are new");
+                        seen[usize::from(new > 0)] += 1;
+                        volume.close(reader).await.unwrap();
                     }
-                };
-                futures_util::future::join(write, read).await;
-                volume.close(file).await.unwrap();
-            }
-            volume.unmount().await.unwrap();
-        })
-        .unwrap();
-    }
+                    sim.host().sleep(Duration::from_micros(300)).await;
+                }
+            };
+            futures_util::future::join(write, read).await;
+            volume.close(file).await.unwrap();
+        }
+    });
 }
 
 /// Regression 46: a write was taken for no append because of a size that was read before the lock, or
@@ -676,48 +666,39 @@ fn r45_others_see_all_of_a_request_or_nothing() {
 #[test]
 fn r46_appends_find_their_place_under_the_lock() {
     let rig = Rig::new(4096, 4096, 96, ALL);
-    for seed in 0..4 {
-        let sim = Simulation::new(seed);
-        let disk = busy_disk(&rig, &sim);
-        sim.block_on(async {
-            let volume = mount(&disk, &sim, MountOptions::default()).await;
-            let file = new_file(&volume, b"log", READ_WRITE).await;
-            let ino = file.ino();
-            let writers = (0..8u64).map(|writer| {
-                let volume = &volume;
-                async move {
-                    let flags = OpenFlags {
-                        append: true,
-                        direct: writer % 2 == 0,
-                        dsync: writer % 4 == 3,
-                        ..READ_WRITE
-                    };
-                    let file = volume.open(ino, flags).await.unwrap();
-                    for record in 0..25u64 {
-                        let mut text = format!("{writer}:{record}:").into_bytes();
-                        text.resize(100 + (record as usize * 37) % 5000, b'.');
-                        text.push(b'\n');
-                        // The offset of an append says nothing.
-                        let written = volume
-                            .write(&file, record * 9, Bytes::from(text.clone()))
-                            .await;
-                        assert_eq!(written.bytes, text.len() as u64);
-                        assert!(written.error.is_none());
-                    }
-                    volume.close(file).await.unwrap();
+    on_busy_disks(&rig, 4, async |volume, _, _| {
+        let file = new_file(volume, b"log", READ_WRITE).await;
+        let ino = file.ino();
+        let writers = (0..8u64).map(|writer| {
+            async move {
+                let flags = OpenFlags {
+                    append: true,
+                    direct: writer % 2 == 0,
+                    dsync: writer % 4 == 3,
+                    ..READ_WRITE
+                };
+                let file = volume.open(ino, flags).await.unwrap();
+                for record in 0..25u64 {
+                    let mut text = format!("{writer}:{record}:").into_bytes();
+                    text.resize(100 + (record as usize * 37) % 5000, b'.');
+                    text.push(b'\n');
+                    // The offset of an append says nothing.
+                    let written = volume
+                        .write(&file, record * 9, Bytes::from(text.clone()))
+                        .await;
+                    assert_eq!(written.bytes, text.len() as u64);
+                    assert!(written.error.is_none());
                 }
-            });
-            join_all(writers).await;
-            let all = String::from_utf8(get(&volume, ino).await.unwrap()).unwrap();
-            let mut records: Vec<&str> = all.lines().map(|l| l.trim_end_matches('.')).collect();
-            assert_eq!(records.len(), 200);
-            records.sort_unstable();
-            records.dedup();
-            assert_eq!(records.len(), 200, "each once");
-            volume.close(file).await.unwrap();
-            volume.unmount().await.unwrap();
-        })
-        .unwrap();
-        rig.fsck_image(&disk.image(), &[]);
-    }
+                volume.close(file).await.unwrap();
+            }
+        });
+        join_all(writers).await;
+        let all = String::from_utf8(get(volume, ino).await.unwrap()).unwrap();
+        let mut records: Vec<&str> = all.lines().map(|l| l.trim_end_matches('.')).collect();
+        assert_eq!(records.len(), 200);
+        records.sort_unstable();
+        records.dedup();
+        assert_eq!(records.len(), 200, "each once");
+        volume.close(file).await.unwrap();
+    });
 }
