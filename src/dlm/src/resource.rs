@@ -12,7 +12,6 @@
 
 use crate::wire::LockFlags;
 use crate::{CallId, LockName, Lvb, Mode, NodeNr, NodeSet};
-use std::collections::BTreeMap;
 
 /// Where the message of a request is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -404,9 +403,12 @@ impl Resource {
     /// What the queues of a resource can never hold, as a sentence.
     pub fn self_check(&self, me: NodeNr) -> Result<(), String> {
         let fail = |what: &str| Err(format!("{}: {what}: {self:?}", self.name));
-        let mut seen = BTreeMap::new();
-        for lock in self.locks() {
-            if seen.insert(lock.cookie, ()).is_some() {
+        for (index, lock) in self.locks().enumerate() {
+            if self
+                .locks()
+                .take(index)
+                .any(|other| other.cookie == lock.cookie)
+            {
                 return fail("the same lock twice");
             }
             if lock.node != me && (lock.op.is_some() || lock.cancel.is_some()) {
@@ -439,12 +441,11 @@ impl Resource {
         if self.outbound.is_some() && self.owner != Some(me) {
             return fail("moves away though it is not here");
         }
-        let held: Vec<_> = self.granted.iter().chain(&self.converting).collect();
-        for (index, a) in held.iter().enumerate() {
-            for b in &held[index + 1..] {
-                if !a.least().compatible(b.least()) {
-                    return fail("two locks that do not go together");
-                }
+        let held = || self.granted.iter().chain(&self.converting);
+        for (index, a) in held().enumerate() {
+            let mut others = held().take(index);
+            if others.any(|b| !a.least().compatible(b.least())) {
+                return fail("two locks that do not go together");
             }
         }
         if self.is_open(me) && self.frozen.is_empty() && !self.dirty && self.next_grant().is_some()

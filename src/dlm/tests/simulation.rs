@@ -15,6 +15,7 @@ fn calm() {
         deaths: 0,
         leaves: 0,
         kernel_peers: true,
+        late_answers: false,
     };
     run(plan, 400);
 }
@@ -29,6 +30,7 @@ fn coming_and_going() {
         deaths: 0,
         leaves: 6,
         kernel_peers: true,
+        late_answers: false,
     };
     run(plan, 700);
 }
@@ -43,6 +45,7 @@ fn deaths() {
         deaths: 4,
         leaves: 0,
         kernel_peers: true,
+        late_answers: false,
     };
     run(plan, 1000);
 }
@@ -57,6 +60,37 @@ fn everything() {
         deaths: 5,
         leaves: 5,
         kernel_peers: false,
+        late_answers: false,
     };
     run(plan, 1000);
+}
+
+#[test]
+fn storm() {
+    let plan = Plan {
+        name: "storm",
+        nodes: (3, 6),
+        names: 2,
+        deeds: 200,
+        deaths: 6,
+        leaves: 8,
+        kernel_peers: true,
+        late_answers: false,
+    };
+    run(plan, 600);
+}
+
+#[test]
+fn late_answers() {
+    let plan = Plan {
+        name: "late_answers",
+        nodes: (2, 5),
+        names: 3,
+        deeds: 200,
+        deaths: 3,
+        leaves: 4,
+        kernel_peers: true,
+        late_answers: true,
+    };
+    run(plan, 500);
 }

@@ -26,6 +26,8 @@ pub struct Plan {
     pub leaves: u32,
     /// Whether nodes behave as if kernel nodes were about.
     pub kernel_peers: bool,
+    /// Whether what a message sets off can overtake its answer, as it does on kernel nodes.
+    pub late_answers: bool,
 }
 
 struct Node {
@@ -486,9 +488,29 @@ impl World {
         if let Err(wrong) = dlm.self_check() {
             panic!("{node:?}: {wrong}");
         }
-        for action in actions {
+        for action in self.overtaken(actions) {
             self.carry_out_one(node, life, action);
         }
+    }
+
+    /// A kernel node's notices come from another thread than its answers.
+    fn overtaken(&mut self, mut actions: Vec<Action>) -> Vec<Action> {
+        let late = self.plan.late_answers && self.rng.random_ratio(1, 3);
+        if late && matches!(actions.first(), Some(Action::Answer { .. })) {
+            let answer = actions.remove(0);
+            let notice = |action: &Action| {
+                matches!(
+                    action,
+                    Action::Send {
+                        message: Message::ProxyAst { .. },
+                        ..
+                    }
+                )
+            };
+            let after = actions.iter().rposition(notice).map_or(0, |last| last + 1);
+            actions.insert(after, answer);
+        }
+        actions
     }
 
     fn carry_out_one(&mut self, node: NodeNr, life: Life, action: Action) {
