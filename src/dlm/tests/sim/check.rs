@@ -22,7 +22,7 @@ pub struct Resource {
     pub dead: Vec<Hold>,
     /// The value that the last writer left. None: nothing is known.
     pub value: Option<Lvb>,
-    /// Locks of any kind, so that we know when all may be forgotten.
+    /// Locks that were granted, in any mode, so that we know when all may be forgotten.
     pub locks: BTreeSet<(Life, u64)>,
     /// Nothing known is an allowed answer.
     pub may_be_empty: bool,
@@ -67,6 +67,7 @@ impl Judge {
             );
         }
         res.holds.push(Hold { life, cookie, mode });
+        res.locks.insert((life, cookie));
         if let Some(lvb) = lvb.filter(|_| mode >= Mode::Pr) {
             if lvb.is_empty() {
                 assert!(
@@ -90,10 +91,6 @@ impl Judge {
         res.holds
             .retain(|hold| (hold.life, hold.cookie) != (life, cookie));
         res.holds.push(Hold { life, cookie, mode });
-    }
-
-    pub fn created(&mut self, name: usize, life: Life, cookie: u64) {
-        self.resource(name).locks.insert((life, cookie));
     }
 
     pub fn forgotten(&mut self, name: usize, life: Life, cookie: u64) {

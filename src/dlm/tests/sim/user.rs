@@ -101,9 +101,7 @@ impl World {
         let Ok(id) = dlm.lock(full, mode, flags) else {
             return;
         };
-        let life = self.life(node);
         self.say(|| format!("{node:?} creates {id:?} on {name} {mode:?} {flags:?}"));
-        self.judge.created(name, life, id.cookie());
         let held = Held {
             name,
             mode: Mode::Nl,
