@@ -456,15 +456,19 @@ impl Dlm {
         (op.sent == Sent::Call(call)).then_some(op)
     }
 
-    /// The request has to be made again: now if there is another master, else in a moment.
+    /// The request has to be made again, in a moment: the master cannot serve it now, or is not the master.
     fn make_again(&mut self, name: LockName, cookie: u64) {
-        if let Some(res) = self.resources.get_mut(&name) {
-            let kind = res.lock(cookie).and_then(|lock| lock.op).map(|op| op.kind);
-            if let Some(kind) = kind {
-                remake(res, cookie, kind);
-            }
-            self.after(RETRY_MS, TimerKind::Op { cookie });
+        let Some(res) = self.resources.get_mut(&name) else {
+            return;
+        };
+        let Some(kind) = res.lock(cookie).and_then(|lock| lock.op).map(|op| op.kind) else {
+            return;
+        };
+        remake(res, cookie, kind);
+        if res.lock(cookie).is_some_and(|lock| lock.cancel.is_some()) {
+            self.touch(name);
         }
+        self.after(RETRY_MS, TimerKind::Op { cookie });
     }
 
     pub(crate) fn create_answered(
@@ -498,7 +502,7 @@ impl Dlm {
                 self.lock_gone(name, cookie, false);
             }
             _ if name.is_recovery() => self.recovery_lock_astray(cookie, status),
-            _ => self.make_again(name, cookie),
+            _ => return self.make_again(name, cookie),
         }
         self.touch(name);
     }
@@ -524,7 +528,7 @@ impl Dlm {
                 }
             }
             Some(DlmStatus::NotQueued) => self.with(name, |dlm, res| dlm.refuse(res, cookie)),
-            _ => self.make_again(name, cookie),
+            _ => return self.make_again(name, cookie),
         }
         self.touch(name);
     }
@@ -543,7 +547,7 @@ impl Dlm {
             return;
         }
         match DlmStatus::from_wire(status) {
-            Some(status) if status.is_retry() => self.make_again(name, cookie),
+            Some(status) if status.is_retry() => return self.make_again(name, cookie),
             _ => {
                 // Done, or done before.
                 res.take(cookie);

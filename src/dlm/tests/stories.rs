@@ -203,8 +203,8 @@ impl Net {
 
 const NO_FLAGS: LockFlags = LockFlags::empty();
 
-/// A withdrawal that comes too late was taken for one of the lock's next request: the lock stayed EX in its holder's book
-/// after it had been asked to go down, and others waited for ever.
+/// A withdrawal came too late, and the answer to it was "ask again", because the resource was on the move. It was asked
+/// again, and took back the lock's next request.
 #[test]
 fn a_withdrawal_that_comes_too_late_does_not_withdraw_the_next_request() {
     let mut net = Net::joined(2);
@@ -212,16 +212,28 @@ fn a_withdrawal_that_comes_too_late_does_not_withdraw_the_next_request() {
     net.rest();
     let lock = net.lock(1, Mode::Pr, NO_FLAGS);
     net.rest();
-    net.convert(0, held, Mode::Nl, NO_FLAGS, None);
+    net.convert(0, held, Mode::Pr, NO_FLAGS, None);
     // Granted; the withdrawal crosses the notice.
     net.dlm(1).cancel(lock).unwrap();
     net.carry_out(1);
+    let Some(Frame::Message(call, Message::UnlockLock { .. })) = net.wires[1][0].pop_back() else {
+        panic!("a withdrawal was sent");
+    };
     net.deliver_until(0, 1, MsgType::ProxyAst);
     assert!(matches!(
         net.heard(1)[..],
         [Action::Granted { mode: Mode::Pr, .. }]
     ));
     net.convert(1, lock, Mode::Ex, NO_FLAGS, None);
+    let event = Event::Reply {
+        from: nr(0),
+        call,
+        status: reply::DlmStatus::Migrating.to_wire(),
+    };
+    net.event(1, event);
+    net.wait();
+    assert!(!net.heard(1).contains(&Action::Cancelled { lock }));
+    net.convert(0, held, Mode::Nl, NO_FLAGS, None);
     net.rest();
     let heard = net.heard(1);
     assert!(
@@ -274,21 +286,25 @@ fn a_lock_that_is_withdrawn_while_it_is_asked_for_again_is_not_left_behind() {
         net.rest();
     }
     net.heard(1);
-    // The master is frozen: it has heard of a death, and the recovery is not over.
+    // Node 2 dies, and node 1 leads its recovery: the master is frozen, and has sent all it knows.
     net.kill(2);
-    net.hears_of_death(0, 2);
+    net.hears_of_death(1, 2);
+    while net.wires[1][0].is_empty() || net.deliver(1, 0) != Some(MsgType::LockRequest) {
+        if net.wires[1][0].is_empty() {
+            net.deliver(0, 1);
+        }
+    }
+    net.timers.clear();
     let lock = net.lock(1, Mode::Ex, NO_FLAGS);
-    net.deliver_until(1, 0, MsgType::CreateLock);
     net.dlm(1).cancel(lock).unwrap();
-    net.carry_out(1);
-    // "Not now" is the answer to the lock, and it is asked for again before the withdrawal is answered.
+    net.deliver_until(1, 0, MsgType::CreateLock);
+    // "Not now" is the answer to the lock, which is asked for again behind the end of the recovery.
     while !net.wires[0][1].is_empty() {
         net.deliver(0, 1);
     }
     for (index, timer) in std::mem::take(&mut net.timers) {
         net.event(index, Event::Timer(timer));
     }
-    net.hears_of_death(1, 2);
     net.wait();
     let heard = net.heard(1);
     assert!(heard.contains(&Action::Cancelled { lock }), "{heard:?}");
