@@ -135,28 +135,33 @@ impl Dlm {
             .collect();
         for (id, call) in calls {
             self.calls.remove(&id);
-            match call {
-                Call::Notice { name } => self.notice_answered(name),
-                Call::Tidy { name } => {
-                    if let Some(res) = self.resources.get_mut(&name) {
-                        res.tidy = true;
-                    }
+            self.drop_call(id, call, node);
+        }
+    }
+
+    /// Forgets one message that will not be answered.
+    pub(crate) fn drop_call(&mut self, id: CallId, call: Call, node: NodeNr) {
+        match call {
+            Call::Notice { name } => self.notice_answered(name),
+            Call::Tidy { name } => {
+                if let Some(res) = self.resources.get_mut(&name) {
+                    res.tidy = true;
                 }
-                Call::Create { name, cookie }
-                | Call::Convert { name, cookie }
-                | Call::Unlock { name, cookie } => self.lose(id, name, cookie, node, call),
-                Call::Cancel { name, cookie } => {
-                    if let Some(res) = self.resources.get_mut(&name)
-                        && let Some(lock) = res.lock(cookie)
-                        && lock.cancel == Some(Sent::Call(id))
-                    {
-                        lock.cancel = lock.op.map(|_| Sent::No);
-                        self.touch(name);
-                    }
-                }
-                Call::Deref { name } => self.dropped(name),
-                _ => {}
             }
+            Call::Create { name, cookie }
+            | Call::Convert { name, cookie }
+            | Call::Unlock { name, cookie } => self.lose(id, name, cookie, node, call),
+            Call::Cancel { name, cookie } => {
+                if let Some(res) = self.resources.get_mut(&name)
+                    && let Some(lock) = res.lock(cookie)
+                    && lock.cancel == Some(Sent::Call(id))
+                {
+                    lock.cancel = lock.op.map(|_| Sent::No);
+                    self.touch(name);
+                }
+            }
+            Call::Deref { name } => self.dropped(name),
+            _ => {}
         }
     }
 

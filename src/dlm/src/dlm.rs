@@ -422,7 +422,7 @@ impl Dlm {
     }
 
     /// The node is not in the domain (any more): it has left, and nothing that it said or has matters.
-    fn no_handler(&mut self, from: NodeNr, (_, call): (CallId, Call)) {
+    fn no_handler(&mut self, from: NodeNr, (id, call): (CallId, Call)) {
         use crate::wire::reply::JoinReply;
         match call {
             Call::QueryJoin { attempt } => {
@@ -433,6 +433,7 @@ impl Dlm {
             }
             Call::Mute => {}
             _ => {
+                self.drop_call(id, call, from);
                 self.gone(from);
             }
         }

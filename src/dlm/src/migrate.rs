@@ -104,6 +104,13 @@ impl Dlm {
             if let Some(res) = self.resources.get_mut(&name) {
                 res.owner = None;
                 res.vote = Some(vote);
+                let asked: Vec<_> = res
+                    .locks()
+                    .filter_map(|lock| Some((lock.cookie, lock.op?.kind)))
+                    .collect();
+                for (cookie, kind) in asked {
+                    crate::advance::remake(res, cookie, kind);
+                }
             }
         }
         self.touch_all();
@@ -129,7 +136,8 @@ impl Dlm {
         let Some(outbound) = &mut res.outbound else {
             return;
         };
-        if outbound.sent || !res.asserting.is_empty() || res.notices > 0 || res.again {
+        let busy = !res.asserting.is_empty() || res.notices > 0 || res.again;
+        if outbound.sent || busy || !res.frozen.is_empty() {
             return;
         }
         outbound.sent = true;
@@ -228,6 +236,7 @@ impl Dlm {
             return self.on_recovery_data(from, data);
         }
         let (me, name) = (self.me(), data.name);
+        let (members, dead) = (self.members, self.dead);
         let kernel_peers = self.config.kernel_peers;
         if self.state != State::Joined || data.master != Some(from) {
             return EINVAL;
@@ -260,8 +269,16 @@ impl Dlm {
                 if res.find(record.cookie).is_some_and(|(at, _)| at == list) {
                     res.move_to(record.cookie, list);
                 }
-            } else {
+            } else if members.contains(record.node) {
                 add_record(res, record);
+            } else {
+                // The sender had not heard of a death when it sent this.
+                if dead.contains(record.node) {
+                    res.frozen.insert(record.node);
+                }
+                if record.queue != Queue::Blocked && record.mode == Some(Mode::Ex) {
+                    res.lvb = Lvb::EMPTY;
+                }
             }
         }
         if data.flags.contains(MigFlags::ALL_DONE) {

@@ -17,7 +17,7 @@ fn calm() {
         kernel_peers: true,
         late_answers: false,
     };
-    run(plan, 400);
+    run(plan, 150);
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn coming_and_going() {
         kernel_peers: true,
         late_answers: false,
     };
-    run(plan, 700);
+    run(plan, 500);
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn deaths() {
         kernel_peers: true,
         late_answers: false,
     };
-    run(plan, 1000);
+    run(plan, 800);
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn everything() {
         kernel_peers: false,
         late_answers: false,
     };
-    run(plan, 1000);
+    run(plan, 800);
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn storm() {
         kernel_peers: true,
         late_answers: false,
     };
-    run(plan, 600);
+    run(plan, 500);
 }
 
 #[test]
@@ -92,5 +92,5 @@ fn late_answers() {
         kernel_peers: true,
         late_answers: true,
     };
-    run(plan, 500);
+    run(plan, 400);
 }

@@ -1,4 +1,5 @@
 //! Faults that the simulation found, each told once more by hand: nodes whose messages are delivered one at a time.
+#![allow(clippy::unwrap_used)] // helpers of tests
 
 use dlm::wire::{AstKind, DLM_VERSION, FS_VERSION, LockFlags, Message, MsgType, reply};
 use dlm::{
@@ -387,6 +388,43 @@ fn a_new_master_that_claims_its_resource_does_its_own_lost_requests() {
         net.heard(2).last(),
         Some(Action::Granted { mode: Mode::Ex, .. })
     ));
+}
+
+/// A resource moved here with the lock of a node that was dead already, which its old master had not heard when it sent it.
+/// The lock stayed for ever: its owner's death had been seen to before.
+#[test]
+fn a_dead_nodes_lock_does_not_come_along_with_a_resource() {
+    let mut net = Net::joined(3);
+    let own = net.lock(0, Mode::Nl, NO_FLAGS);
+    net.rest();
+    net.lock(1, Mode::Nl, NO_FLAGS);
+    net.rest();
+    net.lock(2, Mode::Ex, NO_FLAGS);
+    net.rest();
+    net.dlm(0).unlock(own, None).unwrap();
+    net.dlm(0).leave().unwrap();
+    net.carry_out(0);
+    while !net.wires[0][1]
+        .iter()
+        .any(|frame| matches!(frame, Frame::Message(_, Message::MigLockres(_))))
+    {
+        for (a, b) in [(0, 1), (0, 2), (1, 0), (2, 0)] {
+            if !net.wires[a][b].is_empty() {
+                net.deliver(a, b);
+            }
+        }
+    }
+    net.kill(2);
+    net.hears_of_death(1, 2);
+    net.deliver_until(0, 1, MsgType::MigLockres);
+    net.hears_of_death(0, 2);
+    net.wait();
+    net.heard(1);
+    net.lock(1, Mode::Ex, NO_FLAGS);
+    net.wait();
+    let heard = net.heard(1);
+    let granted = |action: &Action| matches!(action, Action::Granted { mode: Mode::Ex, .. });
+    assert!(heard.iter().any(granted), "{heard:?}");
 }
 
 /// Nothing that a node in its senses would not send takes the state machine out of its own.
