@@ -74,12 +74,13 @@ pub async fn flush_truncate_log(core: &Core) -> Result<()> {
 /// From the last record to the first. If we crash in between, the log is shorter and the records
 /// that are gone from it are free.
 pub(super) async fn flush(core: &Core, slot: SlotNr) -> Result<()> {
+    const BLOCKS: u32 = 2 + 2 * RECORDS_PER_HANDLE as u32;
     let log = open(core, slot).await?;
-    while !truncate_log(&log.data()).used().is_empty() {
-        let mut h = core
-            .journal
-            .begin(2 + 2 * RECORDS_PER_HANDLE as u32)
-            .await?;
+    if truncate_log(&log.data()).used().is_empty() {
+        return Ok(());
+    }
+    let mut h = core.journal.begin(BLOCKS).await?;
+    loop {
         for _ in 0..RECORDS_PER_HANDLE {
             let Some(rec) = truncate_log_mut(&mut h.modify(&log)).pop() else {
                 break;
@@ -91,7 +92,10 @@ pub(super) async fn flush(core: &Core, slot: SlotNr) -> Result<()> {
             bitmap::free(core, &mut h, start, count).await?;
             h.freed(start, count);
         }
-        h.commit();
+        if truncate_log(&log.data()).used().is_empty() {
+            h.commit();
+            return Ok(());
+        }
+        h = core.journal.restart(h, BLOCKS).await?;
     }
-    Ok(())
 }

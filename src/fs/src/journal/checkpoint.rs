@@ -121,6 +121,13 @@ impl Inner {
     }
 
     pub(super) async fn close(self: &Rc<Self>) -> Result<()> {
+        let result = self.wind_up().await;
+        let noted = || (!self.noting.get()).then_some(());
+        self.changed.until(noted).await;
+        result
+    }
+
+    async fn wind_up(self: &Rc<Self>) -> Result<()> {
         // A handle that was begun before still ends; its changes are in the last commit.
         drop(self.exclusive.take().await);
         self.wait_committed(self.running_tid()).await?;

@@ -25,7 +25,7 @@ use super::Tid;
 use super::wait::Turns;
 use super::write::{byte_offset, write_blocks};
 use crate::cache::Bytes;
-use crate::error::Result;
+use crate::error::{Errno, Result};
 use crate::file_map::FileMap;
 
 /// A block as it goes into the log, with its home.
@@ -220,6 +220,18 @@ impl Log {
             "an empty log holds no transaction"
         );
         self.write_superblock(0, next).await?;
+        self.flush().await
+    }
+
+    /// Leaves an error number, for whoever opens the journal next. Where the log starts stays as
+    /// it is: nothing in it is given up.
+    pub async fn note_error(&self, errno: Errno) -> Result<()> {
+        let _turn = self.superblock_turn.take().await;
+        let mut superblock = self.superblock.borrow().clone();
+        // Negative, as the kernel has them.
+        superblock.raw_mut().s_errno.set(-errno.0);
+        let place = self.map.block(0);
+        write_blocks(&*self.device, &self.geometry, [(place, superblock.bytes())]).await?;
         self.flush().await
     }
 

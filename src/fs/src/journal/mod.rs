@@ -17,7 +17,7 @@
 //!   that held metadata not before it is checkpointed ([`Pins`]): so a replay never
 //!   overwrites a new owner's bytes, and no revoke records are needed.
 //! * The first error of the device in the log or in a checkpoint stops the journal for good. Its
-//!   cause is kept; reads go on.
+//!   cause is kept, and noted in the log's superblock as jbd2 does; reads go on.
 //!
 //! Commits and checkpoints are tasks of their own: whoever waits for one may give up waiting.
 
@@ -35,7 +35,7 @@ mod write;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use ondisk::{BlockNr, ClusterNr, Geometry, SlotNr, jbd2};
@@ -43,7 +43,7 @@ use runtime::{BlockDevice, Host};
 
 use crate::cache::{BlockRef, Cache};
 use crate::core::Core;
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::slot_map::SlotMap;
 use crate::system::SystemFile;
 use checkpoint::Committed;
@@ -116,6 +116,7 @@ pub struct Journal {
 
 /// Shared with the tasks that commit and checkpoint.
 struct Inner {
+    me: Weak<Inner>,
     host: Rc<dyn Host>,
     device: Rc<dyn BlockDevice>,
     geometry: Rc<Geometry>,
@@ -140,6 +141,8 @@ struct Inner {
     pins: RefCell<Pins>,
     /// The first error that stopped writing.
     aborted: RefCell<Option<Error>>,
+    /// That error is on its way to the log's superblock.
+    noting: Cell<bool>,
     closed: Cell<bool>,
     max_transaction: u32,
     commit_interval: Duration,
@@ -197,7 +200,8 @@ impl Journal {
             commit_interval,
         } = setup;
         let done = Tid(first.0 - 1);
-        let inner = Inner {
+        let inner = Rc::new_cyclic(|me| Inner {
+            me: me.clone(),
             host,
             device,
             geometry,
@@ -215,18 +219,14 @@ impl Journal {
             ticking: Cell::new(false),
             pins: RefCell::default(),
             aborted: RefCell::default(),
+            noting: Cell::new(false),
             closed: Cell::new(false),
             commit_interval,
             max_transaction: log.max_transaction(),
             log,
             changed: Signal::default(),
-        };
-        Ok((
-            Journal {
-                inner: Rc::new(inner),
-            },
-            recovery,
-        ))
+        });
+        Ok((Journal { inner }, recovery))
     }
 
     /// Waits for its turn and starts a handle. `blocks` is an estimate of the blocks the operation
@@ -251,6 +251,16 @@ impl Journal {
             let moved_on = || inner.running_tid() > full || !inner.is_writable();
             inner.changed.until(|| moved_on().then_some(())).await;
         }
+    }
+
+    /// For an operation that turns out to be longer than it announced, at a place where what it has
+    /// done may stay by itself: it goes on with a handle of `blocks` more. The changes so far are
+    /// committed with the transaction that they joined, the next ones perhaps with a later one: what
+    /// is changed again joins again, and is rolled back to what it is now. Others may have their
+    /// turn in between.
+    pub async fn restart<'a>(&'a self, handle: Handle<'a>, blocks: u32) -> Result<Handle<'a>> {
+        handle.commit();
+        self.begin(blocks).await
     }
 
     /// Most blocks that [`Journal::begin`] accepts.
@@ -309,6 +319,17 @@ impl Journal {
         self.inner.aborted.borrow().is_some()
     }
 
+    /// Returns the cause once writing has stopped because of an error; `None` if the journal is
+    /// closed before.
+    pub async fn until_aborted(&self) -> Option<String> {
+        let inner = &self.inner;
+        let end = || {
+            let cause = inner.aborted.borrow().as_ref().map(cause_of);
+            (cause.is_some() || inner.closed.get()).then_some(cause)
+        };
+        inner.changed.until(end).await
+    }
+
     /// Ends the journal: everything home, the log empty, the owner's mark cleared. Handles begun
     /// later are refused. After an abort the journal stays as it is on the device, for a replay.
     pub async fn close(&self) -> Result<()> {
@@ -356,8 +377,26 @@ impl Inner {
             tracing::error!(%cause, "the journal stops");
             *aborted = Some(cause);
             drop(aborted);
+            self.note_error();
             self.changed.notify();
         }
+    }
+
+    /// Leaves the first error in the log's superblock, where the kernel and fsck.ocfs2 look for it. A
+    /// device that has failed may refuse this as well.
+    fn note_error(&self) {
+        let Some(inner) = self.me.upgrade() else {
+            return;
+        };
+        let errno = inner.failure().map_or(Errno::EIO, |error| error.errno());
+        inner.noting.set(true);
+        self.host.spawn(Box::pin(async move {
+            if let Err(error) = inner.log.note_error(errno).await {
+                tracing::warn!(%error, "the journal's error could not be noted on the device");
+            }
+            inner.noting.set(false);
+            inner.changed.notify();
+        }));
     }
 
     /// Whether the running transaction has room for so many blocks more.

@@ -389,3 +389,141 @@ fn blocks_in_a_transaction_are_not_evicted() {
         })
         .unwrap();
 }
+
+#[test]
+fn an_error_is_noted_in_the_log_and_taken_back_by_the_next_owner() {
+    let volume = Volume::usual();
+    let place = volume.journal_start().0 * 4096 + 0x20;
+    let b = bench();
+    let noted = |disk: &SimDisk| {
+        let bytes = disk.image().read_vec(place, 4);
+        i32::from_be_bytes(bytes.try_into().unwrap())
+    };
+    let stopped = Rc::new(Cell::new(false));
+    let (journal, told) = (b.journal.clone(), stopped.clone());
+    b.world.spawn(Box::pin(async move {
+        let cause = journal.until_aborted().await.expect("it is told");
+        assert!(cause.contains("write of"), "{cause}");
+        told.set(true);
+    }));
+    b.sim
+        .block_on(async {
+            let root = b.setup.cache.read(b.root, Kind::Dinode).await.unwrap();
+            let mut handle = b.journal.begin(1).await.unwrap();
+            Dinode::of_mut(&mut handle.modify(&root)).i_mtime.set(71);
+            let tid = handle.commit();
+            b.journal.wait_committed(tid).await.unwrap();
+            let home = b.root.0 * 4096..b.root.0 * 4096 + 4096;
+            let fault = Fault::fail(DeviceErrorKind::Failed).on(Op::Write);
+            b.disk.inject(fault.within(home));
+            b.journal.checkpoint().await.unwrap_err();
+            b.journal.close().await.unwrap_err();
+        })
+        .unwrap();
+    assert_eq!(b.sim.run_until_idle(), Ok(0));
+    assert!(stopped.get());
+    assert_eq!(noted(&b.disk), -5, "EIO, as jbd2 has it");
+    b.disk.clear_faults();
+    volume.save(&b.disk.image());
+    let (text, _) = volume.fsck("-fn");
+    assert!(!text.contains("rror reading"), "{text}");
+    // What was committed is replayed all the same, and the error is acknowledged.
+    let (_, journal, recovery) = b.sim.block_on(open(&b.disk, &b.world, b.dinode)).unwrap();
+    assert_eq!(recovery.transactions, 1);
+    assert_eq!(b.mtime_at_home(), 71);
+    b.sim.block_on(journal.close()).unwrap().unwrap();
+    assert_eq!(noted(&b.disk), 0);
+}
+
+#[test]
+fn a_restarted_handle_joins_its_blocks_again() {
+    let b = bench();
+    b.sim
+        .block_on(async {
+            let root = b.setup.cache.read(b.root, Kind::Dinode).await.unwrap();
+            let set = |bytes: &mut [u8], mtime| Dinode::of_mut(bytes).i_mtime.set(mtime);
+            let max = b.journal.max_handle();
+            let mut handle = b.journal.begin(2).await.unwrap();
+            set(&mut handle.modify(&root), 81);
+            let first = handle.tid();
+            // No room for so many more beside it: the next transaction has.
+            assert!(!handle.extend(max));
+            let mut handle = b.journal.restart(handle, max).await.unwrap();
+            assert!(handle.is_empty() && handle.credits() == max);
+            assert!(handle.tid() > first);
+            set(&mut handle.modify(&root), 82);
+            assert_eq!(handle.credits(), max - 1, "joined to the new transaction");
+            drop(handle);
+            assert_eq!(
+                Dinode::of(&root.data()).i_mtime.get(),
+                81,
+                "and rolled back in it"
+            );
+            let mut handle = b.journal.begin(1).await.unwrap();
+            set(&mut handle.modify(&root), 83);
+            // With room the transaction stays the same, and so does the block in it.
+            let tid = handle.tid();
+            let mut handle = b.journal.restart(handle, 1).await.unwrap();
+            assert_eq!(handle.tid(), tid);
+            set(&mut handle.modify(&root), 84);
+            assert_eq!(handle.credits(), 1, "it was in this transaction already");
+            handle.commit();
+            b.journal.wait_committed(tid).await.unwrap();
+            b.journal.checkpoint().await.unwrap();
+            assert_eq!(b.mtime_at_home(), 84);
+            b.journal.close().await.unwrap();
+        })
+        .unwrap();
+}
+
+/// With the log full and the checkpoint's home writes held back, handles still begin and end: up to
+/// the size of a transaction they wait for nobody.
+#[test]
+fn a_checkpoint_under_pressure_does_not_stop_writers() {
+    let b = bench();
+    let max = u64::from(b.journal.max_handle());
+    let first = FREE.0 - 6000;
+    // Home writes only; the log is elsewhere.
+    let home = first * 4096..(first + 3 * max) * 4096;
+    b.disk.inject(Fault::hold().on(Op::Write).within(home));
+    let fill = async |round: u64, blocks: u64| {
+        let mut handle = b.journal.begin(blocks as u32).await.unwrap();
+        for at in 0..blocks {
+            let block = handle.fresh(BlockNr(first + (round % 3) * max + at), Kind::Raw);
+            handle.modify(&block).fill(round as u8);
+        }
+        handle.commit()
+    };
+    b.sim
+        .block_on(async {
+            // As much as the log holds: the checkpoint runs into the held writes.
+            for round in 0..4 {
+                let tid = fill(round, max - 8).await;
+                b.journal.wait_committed(tid).await.unwrap();
+            }
+            assert!(b.disk.in_flight() > 0, "a checkpoint is on its way");
+        })
+        .unwrap();
+    let done = b.journal.checkpointed_tid();
+    let waiting = b.sim.block_on(fill(4, max - 8)).unwrap();
+    let (journal, wanted) = (b.journal.clone(), waiting);
+    b.world.spawn(Box::pin(async move {
+        // There is no room for this one in the log: it waits for the checkpoint.
+        journal.wait_committed(wanted).await.unwrap();
+    }));
+    b.sim.run_for(Duration::from_millis(20)).unwrap();
+    let last = b.sim.block_on(fill(5, max - 8)).unwrap();
+    assert!(last > waiting, "a later transaction runs");
+    assert!(b.journal.committed_tid() < waiting);
+    assert_eq!(b.journal.checkpointed_tid(), done);
+    b.disk.clear_faults();
+    b.disk.release_held();
+    b.sim.block_on(b.journal.close()).unwrap().unwrap();
+    assert!(b.journal.checkpointed_tid() >= last);
+    assert_eq!(b.disk.stats().overlapping_writes, 0);
+    let image = b.disk.image();
+    for (slot, round) in [(0, 3u8), (1, 4), (2, 5)] {
+        let at = (first + slot * max) * 4096;
+        assert_eq!(image.read_vec(at, 1), [round]);
+    }
+}
