@@ -91,6 +91,22 @@ pub fn debugfs(image: &Path, command: &str) -> String {
 
 /// The volume on the disk, as its inner parts see it, with the journal of slot 0.
 pub async fn open(sim: &Simulation, disk: &SimDisk) -> Core {
+    let mut core = open_parts(sim, disk).await;
+    let dinode = core.system_file(SystemFile::Journal);
+    let setup = JournalSetup {
+        device: core.device.clone(),
+        host: core.host.clone(),
+        geometry: core.geometry.clone(),
+        cache: core.cache.clone(),
+        commit_interval: COMMIT_INTERVAL,
+    };
+    let (journal, _) = Journal::open(setup, dinode).await.unwrap();
+    core.journal = Late::of(journal);
+    core
+}
+
+/// As [`open`], without a journal: nothing is replayed, and nothing can be changed but directly.
+pub async fn open_parts(sim: &Simulation, disk: &SimDisk) -> Core {
     let geometry = geometry(&disk.image());
     let geometry = Rc::new(geometry);
     let device = disk.device();
@@ -108,16 +124,6 @@ pub async fn open(sim: &Simulation, disk: &SimDisk) -> Core {
         alloc: alloc::State::default(),
     };
     core.system = system(&core).await;
-    let dinode = core.system_file(SystemFile::Journal);
-    let setup = JournalSetup {
-        device,
-        host,
-        geometry,
-        cache,
-        commit_interval: COMMIT_INTERVAL,
-    };
-    let (journal, _) = Journal::open(setup, dinode).await.unwrap();
-    core.journal = Late::of(journal);
     core
 }
 

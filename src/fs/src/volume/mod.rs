@@ -20,6 +20,8 @@ mod open;
 mod ranges;
 mod read;
 mod read_cached;
+#[cfg(test)]
+mod recovery_tests;
 mod remove;
 mod rename;
 mod truncate;
@@ -48,7 +50,7 @@ pub use clone::CloneAs;
 pub use open::FileHandle;
 pub use ranges::{ExtentInfo, RangeMode, SeekFor};
 pub use types::{
-    Attr, Coherency, DirEntry, FileKind, IfExists, Ino, MountOptions, NewInode, OpenFlags,
+    Attr, Coherency, DirEntry, FileKind, IfExists, Ino, MountOptions, NewInode, OnError, OpenFlags,
     RenameMode, SetAttr, SetTime, StatFs, VolumeInfo, Written,
 };
 pub use write::{Attempted, Counters, Fallback, LockLevel, Path, WriteCounts};
@@ -121,6 +123,15 @@ impl Volume {
             return None;
         }
         self.core().journal.aborted()
+    }
+
+    /// Returns the cause once an error has stopped writing; `None` if the volume is unmounted, or
+    /// was never to be written.
+    pub async fn until_stopped(&self) -> Option<String> {
+        if !self.core().journal.is_set() {
+            return None;
+        }
+        self.core().journal.until_aborted().await
     }
 
     /// Enters the gate; unmount waits until the guard is dropped.

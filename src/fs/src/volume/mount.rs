@@ -232,6 +232,9 @@ impl Volume {
         for &slot in slots {
             alloc::recover_slot(core, slot).await?;
             if slot != core.slot {
+                // If we crash with the slot free and its window not given back, its next owner finds
+                // a clean journal and a window in use: the kernel refuses to mount that.
+                core.journal.force_commit().await?;
                 SlotMap::set(core, slot, None).await?;
             }
         }
@@ -239,7 +242,14 @@ impl Volume {
         alloc::flush_truncate_log(core).await?;
         // Orphans wait in any slot's directory, also after a clean unmount of a crashed deletion.
         for slot in (0..core.system.slot_count()).map(SlotNr) {
-            let count = self.clean_orphans(slot).await?;
+            let count = match self.clean_orphans(slot).await {
+                // What is broken is nobody's any more: the rest can still be read.
+                Err(error @ Error::Corrupt(_)) => {
+                    self.stop_writing(&error);
+                    return Ok(());
+                }
+                result => result?,
+            };
             if count > 0 {
                 tracing::info!(volume = ?self, slot = slot.0, count, "finished with orphans");
             }

@@ -258,18 +258,45 @@ impl Volume {
                 break;
             }
         }
-        let count = names.len();
+        let mut count = 0;
         for entry in names {
-            let inode = self.inode(entry.ino).await?;
-            if entry.name.starts_with(DIO_PREFIX) {
-                self.finish_direct_extend(&orphans, &entry.name, &inode)
-                    .await?;
-            } else if inode.opens.get() == 0 {
-                let _lock = inode.exclusive().await?;
-                self.delete(&inode).await?;
-            }
+            count += usize::from(self.finish_orphan(&orphans, entry).await?);
         }
         Ok(count)
+    }
+
+    /// Finishes one entry, if it is what it says. Only the inode's own word makes it an orphan: an
+    /// entry that leads elsewhere must not delete a file, nor keep the volume from being mounted.
+    async fn finish_orphan(&self, orphans: &InodeRef, entry: dir::Entry) -> Result<bool> {
+        let left = |why: &str| {
+            let name = String::from_utf8_lossy(&entry.name);
+            let (inode, dir) = (entry.ino.0, orphans.nr().0);
+            tracing::warn!(%name, inode, dir, why, "an orphan is left to fsck.ocfs2");
+            Ok(false)
+        };
+        let inode = match self.inode(entry.ino).await {
+            Ok(inode) => inode,
+            Err(error @ (Error::Stale(_) | Error::Corrupt(_))) => return left(&error.to_string()),
+            Err(error) => return Err(error),
+        };
+        let flags = flags(&inode);
+        if entry.name.starts_with(DIO_PREFIX) {
+            if !flags.contains(InodeFlags::DIO_ORPHANED) {
+                return left("the inode is not marked as being extended");
+            }
+            self.finish_direct_extend(orphans, &entry.name, &inode)
+                .await?;
+            return Ok(true);
+        }
+        if !flags.contains(InodeFlags::ORPHANED) || self.links(&inode) > 0 {
+            return left("the inode is not marked as an orphan");
+        }
+        if inode.opens.get() > 0 {
+            return Ok(false);
+        }
+        let _lock = inode.exclusive().await?;
+        self.delete(&inode).await?;
+        Ok(true)
     }
 
     /// A direct write was extending the file when its node died: what is past the size goes, the
@@ -283,8 +310,10 @@ impl Volume {
         let core = self.core();
         let _lock = inode.exclusive().await?;
         let size = inode.dinode().i_size.get();
-        self.free_extents_from(inode, size.div_ceil(core.geometry.cluster_size() as u64))
-            .await?;
+        if inode.dinode().body() == ondisk::Body::Extents {
+            let keep = size.div_ceil(core.geometry.cluster_size() as u64);
+            self.free_extents_from(inode, keep).await?;
+        }
         let mut h = core.journal.begin(REMOVE_BLOCKS).await?;
         dir::remove(core, &mut h, orphans, name).await?;
         {

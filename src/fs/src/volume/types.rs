@@ -172,6 +172,16 @@ pub enum Coherency {
     Buffered,
 }
 
+/// What becomes of everything once an error has stopped writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnError {
+    /// The volume is read-only from then on, and serves what it can read.
+    #[default]
+    RemountReadOnly,
+    /// Whoever mounted it ends its process: somebody else takes over.
+    Panic,
+}
+
 /// How to mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountOptions {
@@ -187,6 +197,9 @@ pub struct MountOptions {
     /// A write to shared clusters makes copies of aligned pieces of so many bytes of the file, as far
     /// as one extent goes; 0 for the clusters it touches only. Larger pieces keep files together.
     pub copy_on_write_bytes: u32,
+    /// For the one who mounts, by [`Volume::until_stopped`](super::Volume::until_stopped): this
+    /// crate ends no process.
+    pub on_error: OnError,
 }
 
 impl Default for MountOptions {
@@ -198,6 +211,7 @@ impl Default for MountOptions {
             page_cache_bytes: crate::limits::PAGE_CACHE_BYTES,
             coherency: Coherency::Full,
             copy_on_write_bytes: crate::limits::COPY_ON_WRITE_BYTES,
+            on_error: OnError::default(),
         }
     }
 }
