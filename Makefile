@@ -7,7 +7,7 @@ PROFILE ?= release
 PROFILE_DIR := $(if $(filter release,$(PROFILE)),release,debug)
 BIN := target/$(PROFILE_DIR)
 
-.PHONY: help deps build demo serve test lint check-format unit e2e docs clean
+.PHONY: help deps build demo serve test torture lint check-format unit e2e docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ serve: build ## leave an ocelotd running on the demo volume
 	@tests/serve $(BIN)
 
 test: deps lint unit ## what CI runs: format, clippy, all tests
+
+torture: deps ## hours of crashes, kills, faults and fuzzing (tests/torture says what can be set)
+	@tests/torture
 
 lint: deps ## rustfmt and clippy, warnings denied
 	cargo fmt --all --check

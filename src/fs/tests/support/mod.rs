@@ -233,7 +233,8 @@ pub async fn names(volume: &Volume, dir: Ino) -> Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-/// The seeds a random test runs: `OCELOT_SEED` alone, or the first `OCELOT_SEEDS`, or so many.
+/// The seeds a random test runs: `OCELOT_SEED` alone, or `OCELOT_SEEDS` of them, or so many, from
+/// `OCELOT_FIRST_SEED` on.
 pub fn seeds(default: u64) -> Vec<u64> {
     let number = |name| {
         std::env::var(name)
@@ -242,6 +243,9 @@ pub fn seeds(default: u64) -> Vec<u64> {
     };
     match number("OCELOT_SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("OCELOT_SEEDS").unwrap_or(default)).collect(),
+        None => {
+            let first = number("OCELOT_FIRST_SEED").unwrap_or(0);
+            (first..first + number("OCELOT_SEEDS").unwrap_or(default)).collect()
+        }
     }
 }

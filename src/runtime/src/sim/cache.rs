@@ -186,11 +186,55 @@ pub(super) struct Cache {
     destaged: u64,
     in_flight: BTreeMap<u64, Change>,
     sector: u32,
+    /// How the durable image differs from the one at the start, as a sum over its sectors: equal
+    /// images have equal digests. Only kept for a [`super::Trace`], as it costs a look at every
+    /// byte.
+    digest: Option<u64>,
+}
+
+/// A sector's part of a digest.
+fn digest_of(image: &Image, offset: u64, len: u64) -> u64 {
+    let bytes = image.read_vec(offset, len as usize);
+    let words = bytes.chunks(8).map(|word| {
+        let mut whole = [0; 8];
+        whole[..word.len()].copy_from_slice(word);
+        u64::from_le_bytes(whole)
+    });
+    let mix =
+        |sum: u64, word: u64| (sum.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let sum = words.fold(mix(!0, offset), mix);
+    sum ^ (sum >> 29)
+}
+
+/// Applies the part `within` of a change, and brings a digest up to date.
+fn apply_counted(
+    change: &Change,
+    image: &mut Image,
+    within: Range<u64>,
+    sector: u64,
+    digest: &mut Option<u64>,
+) {
+    let Some(digest) = digest else {
+        change.apply_part(image, within);
+        return;
+    };
+    let mut at = within.start;
+    while at < within.end {
+        let (start, size) = (change.offset + at, image.size_bytes());
+        let len = (sector - start % sector).min(within.end - at);
+        let whole = start - start % sector;
+        let span = sector.min(size - whole);
+        *digest ^= digest_of(image, whole, span);
+        change.apply_part(image, at..at + len);
+        *digest ^= digest_of(image, whole, span);
+        at += len;
+    }
 }
 
 impl Cache {
     pub fn new(durable: Image, sector: u32) -> Self {
         Cache {
+            digest: None,
             durable,
             executed: VecDeque::new(),
             destaged: 0,
@@ -236,7 +280,8 @@ impl Cache {
         while self.destaged < position
             && let Some(change) = self.executed.pop_front()
         {
-            change.apply(&mut self.durable);
+            let (sector, within) = (u64::from(self.sector), 0..change.len);
+            apply_counted(&change, &mut self.durable, within, sector, &mut self.digest);
             self.destaged += 1;
         }
     }
@@ -261,26 +306,38 @@ impl Cache {
         executed.chain(in_flight).collect()
     }
 
+    /// Counts from here on how the image changes.
+    pub fn start_digest(&mut self) {
+        self.digest = Some(0);
+    }
+
     /// The medium after a power loss with this outcome.
     pub fn image(&self, choice: &Choice) -> Image {
-        let mut image = self.durable.clone();
+        self.outcome(choice).0
+    }
+
+    /// As [`Cache::image`], with its digest; that is 0 unless it was started.
+    pub fn outcome(&self, choice: &Choice) -> (Image, u64) {
+        let (mut image, mut digest) = (self.durable.clone(), self.digest);
         let changes = self.executed.iter().chain(self.in_flight.values());
         let sector = u64::from(self.sector);
         for (change, keep) in changes.zip(&choice.0) {
             match keep {
                 Keep::Nothing => {}
-                Keep::Everything => change.apply(&mut image),
+                Keep::Everything => {
+                    apply_counted(change, &mut image, 0..change.len, sector, &mut digest);
+                }
                 Keep::Sectors(kept) => {
                     for (index, _) in kept.iter().enumerate().filter(|(_, kept)| **kept) {
                         let start = index as u64 * sector;
                         let end = (start + sector).min(change.len);
                         if start < end {
-                            change.apply_part(&mut image, start..end);
+                            apply_counted(change, &mut image, start..end, sector, &mut digest);
                         }
                     }
                 }
             }
         }
-        image
+        (image, digest.unwrap_or(0))
     }
 }

@@ -49,7 +49,8 @@ pub struct Trace {
 }
 
 impl Trace {
-    pub(super) fn new(start: Cache, events: Vec<Event>) -> Self {
+    pub(super) fn new(mut start: Cache, events: Vec<Event>) -> Self {
+        start.start_digest();
         Trace {
             cursor: RefCell::new((0, start.clone())),
             start,
@@ -98,5 +99,14 @@ impl Trace {
     /// When `point` is not below [`Trace::points`]: a program error.
     pub fn image_at(&self, point: usize, choice: &Choice) -> Image {
         self.at(point, |cache| cache.image(choice))
+    }
+
+    /// As [`Trace::image_at`], and a number that tells this image from others of the same trace:
+    /// equal images have equal numbers.
+    ///
+    /// # Panics
+    /// When `point` is not below [`Trace::points`]: a program error.
+    pub fn crash_at(&self, point: usize, choice: &Choice) -> (Image, u64) {
+        self.at(point, |cache| cache.outcome(choice))
     }
 }
