@@ -318,3 +318,170 @@ fn a_vanished_device_ends_everything_that_waits() {
         assert!(sim.block_on(volume.unmount()).unwrap().is_err());
     }
 }
+
+/// Where slot 0's journal is on the device, in bytes.
+fn journal_of(rig: &Rig) -> std::ops::Range<u64> {
+    let path = rig.path();
+    let (text, _) = tool(
+        "debugfs.ocfs2",
+        &["-R", "stat //journal:0000", path.to_str().unwrap()],
+    );
+    let mut lines = text.lines().skip_while(|line| !line.contains("## Offset"));
+    let extent: Vec<u64> = lines
+        .nth(1)
+        .unwrap()
+        .split_whitespace()
+        .take(4)
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let [_, _, clusters, block] = extent[..] else {
+        panic!("{text}")
+    };
+    block * 4096..(block + clusters) * 4096
+}
+
+/// One failed write in a known place, early or late, with a neighbour on another device: what the
+/// volume makes of it depends on the place, and the neighbour takes no notice.
+#[test]
+fn an_error_stops_what_it_must_and_nothing_else() {
+    let rig = Rig::new(4096, 4096, 24, ALL);
+    let log = journal_of(&rig);
+    let first = log.start..log.start + 4096;
+    for (place, data) in [
+        ("log", false),
+        ("log superblock", false),
+        ("metadata", false),
+        ("data", true),
+    ] {
+        for after in [0, 1, 3] {
+            let sim = Simulation::new(after);
+            let (disk, neighbour) = (world_disk(&rig, &sim), world_disk(&rig, &sim));
+            let outcome = sim.block_on(async {
+                let mount = async |disk: &SimDisk| {
+                    let mount = Volume::mount(disk.device(), sim.host(), options());
+                    mount.await.unwrap()
+                };
+                let (volume, other) = (mount(&disk).await, mount(&neighbour).await);
+                let root = volume.root();
+                let kept = put(&volume, root, b"kept", &pattern(1, 50_000))
+                    .await
+                    .unwrap()
+                    .ino;
+                volume.sync().await.unwrap();
+                let home = volume.extents(kept, 0, 1).await.unwrap()[0].physical;
+                let range = match place {
+                    "log" => log.clone(),
+                    "log superblock" => first.clone(),
+                    "metadata" => root.0 * 4096..(root.0 + 1) * 4096,
+                    _ => home..home + 50_000,
+                };
+                let fault = Fault::fail(DeviceErrorKind::Failed)
+                    .on(Op::Write)
+                    .within(range);
+                let fault = disk.inject(fault.after(after).times(1));
+                let mut failed = 0;
+                for step in 0..12 {
+                    let name = format!("f{step}");
+                    let made = put(&volume, root, name.as_bytes(), &pattern(step, 9000)).await;
+                    failed += usize::from(made.is_err());
+                    if let Ok(file) = volume.open(kept, READ_WRITE).await {
+                        let written = write_all(&volume, &file, 0, &pattern(2, 40_000)).await;
+                        let synced = volume.fsync(&file, false).await;
+                        failed += usize::from(written.is_err() || synced.is_err());
+                        volume.close(file).await.ok();
+                    }
+                    // Time for a checkpoint.
+                    sim.host().sleep(Duration::from_millis(12)).await;
+                    let made = put(&other, root, name.as_bytes(), &pattern(step, 9000)).await;
+                    made.unwrap_or_else(|error| panic!("the neighbour fails: {error}"));
+                }
+                let hit = disk.fault_hits(fault) > 0;
+                let cause = volume.read_only();
+                assert!(get(&volume, kept).await.unwrap().len() == 50_000);
+                assert_eq!(other.read_only(), None);
+                other.unmount().await.unwrap();
+                let unmounted = volume.unmount().await;
+                assert_eq!(unmounted.is_err(), cause.is_some());
+                (hit, failed, cause)
+            });
+            let (hit, failed, cause) = outcome.unwrap();
+            println!("{place}, after {after}: hit {hit}, {failed} failed, {cause:?}");
+            assert!(hit || after > 0, "nothing was ever written to the {place}");
+            match (hit, data) {
+                (true, true) => assert!(cause.is_none() && failed == 1, "{cause:?}"),
+                (true, false) => {
+                    let cause = cause.expect("writing has stopped");
+                    assert!(cause.contains("write of"), "{cause}");
+                    assert!(failed > 0);
+                }
+                (false, _) => assert!(cause.is_none() && failed == 0, "{cause:?}"),
+            }
+            // As it was left, on a device that works.
+            let again = Simulation::new(9);
+            let fresh = SimDisk::with(disk.image(), DiskOptions::default(), None);
+            again
+                .block_on(async {
+                    let mount = Volume::mount(fresh.device(), again.host(), options());
+                    let volume = mount.await.unwrap();
+                    let kept = volume.lookup(volume.root(), b"kept").await.unwrap().ino;
+                    assert!(get(&volume, kept).await.unwrap().len() == 50_000);
+                    volume.unmount().await.unwrap();
+                })
+                .unwrap();
+            if after == 0 {
+                rig.fsck_image(&fresh.image(), &[]);
+                rig.fsck_image(&neighbour.image(), &[]);
+            }
+        }
+    }
+}
+
+/// A device that takes seconds for each request is slow, and nothing else: all that was asked for is
+/// done, in order, and nothing is taken for lost.
+#[test]
+fn a_slow_device_is_waited_for() {
+    let rig = Rig::new(4096, 4096, 24, ALL);
+    let sim = Simulation::new(3);
+    sim.set_step_budget(5_000_000);
+    let latency = Duration::from_secs(1)..Duration::from_secs(9);
+    let slow = DiskOptions {
+        latency,
+        ..DiskOptions::default()
+    };
+    let disk = SimDisk::with(rig.disk.image(), slow, Some(&sim.world()));
+    let mount = Volume::mount(disk.device(), sim.host(), MountOptions::default());
+    let volume = sim.block_on(mount).unwrap().unwrap();
+    for task in 0..3u64 {
+        let volume = volume.clone();
+        sim.world().spawn_named("client", async move {
+            for step in 0..3 {
+                let name = format!("{task}-{step}");
+                let content = pattern(task + step, 30_000);
+                let ino = put(&volume, volume.root(), name.as_bytes(), &content)
+                    .await
+                    .unwrap()
+                    .ino;
+                volume.fsync_ino(ino, false).await.unwrap();
+            }
+        });
+    }
+    assert_eq!(sim.run_until_idle().unwrap(), 0);
+    sim.block_on(async {
+        for task in 0..3u64 {
+            for step in 0..3 {
+                let name = format!("{task}-{step}");
+                let ino = volume
+                    .lookup(volume.root(), name.as_bytes())
+                    .await
+                    .unwrap()
+                    .ino;
+                assert!(get(&volume, ino).await.unwrap() == pattern(task + step, 30_000));
+            }
+        }
+        assert_eq!(volume.read_only(), None);
+        volume.unmount().await.unwrap();
+    })
+    .unwrap();
+    assert_eq!(disk.stats().overlapping_writes, 0);
+    rig.fsck_image(&disk.image(), &[]);
+}
