@@ -160,13 +160,17 @@ def free_port():
 
 
 class Target:
-    """SPDK's nvmf_tgt with the image as its namespace, on TCP and on vfio-user."""
+    """SPDK's nvmf_tgt with the image as its namespace, on TCP and on vfio-user. With `faulty`, requests
+    to it can be made to fail."""
 
     NQN = "nqn.2026-01.io.ocelot:test"
 
-    def __init__(self, case):
+    def __init__(self, case, faulty=False):
+        self.bdev = "EE_disk" if faulty else "disk"
         self.port = free_port()
         self.folder = os.path.join(case.run_dir, "v")
+        # A target that was killed has left its socket.
+        shutil.rmtree(self.folder, True)
         os.mkdir(self.folder)
         listen = "nvmf_subsystem_add_listener"
         config = {
@@ -178,6 +182,7 @@ class Target:
                             "method": "bdev_aio_create",
                             "params": {"name": "disk", "filename": case.image, "block_size": 512},
                         },
+                        *([{"method": "bdev_error_create", "params": {"base_name": "disk"}}] if faulty else []),
                         {"method": "bdev_wait_for_examine"},
                     ],
                 },
@@ -192,7 +197,7 @@ class Target:
                         },
                         {
                             "method": "nvmf_subsystem_add_ns",
-                            "params": {"nqn": self.NQN, "namespace": {"bdev_name": "disk", "nsid": 1}},
+                            "params": {"nqn": self.NQN, "namespace": {"bdev_name": self.bdev, "nsid": 1}},
                         },
                         {
                             "method": listen,
@@ -220,12 +225,13 @@ class Target:
         path = os.path.join(case.run_dir, "target.json")
         with open(path, "w") as file:
             json.dump(config, file)
+        self.rpc = os.path.join(case.run_dir, "rpc")
         self.log = os.path.join(case.dir, "target.log")
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [
                     os.path.join(SPDK, "bin", "nvmf_tgt"), "-m", "0x1", "-s", "256", "-r",
-                    os.path.join(case.run_dir, "rpc"), "--disable-cpumask-locks", "-c", path,
+                    self.rpc, "--disable-cpumask-locks", "-c", path,
                 ],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )
@@ -236,6 +242,19 @@ class Target:
                 with open(self.log, errors="replace") as file:
                     raise AssertionError("nvmf_tgt did not start:\n" + file.read()[-3000:])
             time.sleep(0.1)
+
+    def fail(self, what, count=1 << 30):
+        """So many of the next requests of a kind ("write", "read", "flush", "all") fail; "clear": none."""
+        params = {"name": self.bdev, "io_type": what, "error_type": "failure"}
+        if what != "clear":
+            params["num"] = count
+        request = {"jsonrpc": "2.0", "id": 1, "method": "bdev_error_inject_error", "params": params}
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(self.rpc)
+            s.sendall(json.dumps(request).encode())
+            s.settimeout(10)
+            answer = json.loads(s.recv(4096))
+        assert answer.get("result") is True, answer
 
     def device(self, transport):
         """The daemon's configuration for it."""

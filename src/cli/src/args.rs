@@ -226,6 +226,9 @@ pub enum Command {
         name: Option<String>,
         #[arg(long)]
         read_only: bool,
+        /// Once an error has stopped writing: turn read-only, or end the whole daemon.
+        #[arg(long, value_enum, default_value_t, value_name = "POLICY")]
+        errors: Errors,
     },
     /// Unmount a volume.
     Unmount {
@@ -240,6 +243,14 @@ pub enum Command {
     Version,
     /// Write a completion script for a shell.
     Completions { shell: clap_complete::Shell },
+}
+
+/// What a mounted volume's errors do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Errors {
+    #[default]
+    RemountRo,
+    Panic,
 }
 
 #[derive(Debug, Args)]

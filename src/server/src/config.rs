@@ -191,6 +191,19 @@ pub struct ConfiguredVolume {
     pub name: String,
     #[serde(default)]
     pub read_only: bool,
+    #[serde(default)]
+    pub errors: ErrorPolicy,
+}
+
+/// What becomes of the node once a volume's metadata or journal cannot be written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorPolicy {
+    /// The volume turns read-only; the others go on.
+    #[default]
+    RemountRo,
+    /// The daemon ends at once.
+    Panic,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -430,6 +443,7 @@ mod tests {
             bdev = "Malloc0"
             [[volume]]
             device = "b"
+            errors = "panic"
             "#,
         )
         .unwrap();
@@ -440,6 +454,7 @@ mod tests {
                 block_size: 512,
                 engine: ImageEngine::Auto,
                 read_only: false,
+                errors: ErrorPolicy::Panic,
             }
         );
         assert!(matches!(

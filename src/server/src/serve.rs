@@ -23,9 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
-use crate::config::{Config, ConfigError, LogFormat};
+use crate::config::{Config, ConfigError, ErrorPolicy, LogFormat};
 use crate::device::World;
-use crate::door::MountOptions;
+use crate::door::{MountOptions, OnError};
 use crate::failure::Failure;
 use crate::node::Node;
 use crate::{grpc, limits};
@@ -216,6 +216,10 @@ async fn mount_configured(config: &Config, node: &Arc<Node>) {
     for volume in &config.volumes {
         let options = MountOptions {
             read_only: volume.read_only,
+            on_error: match volume.errors {
+                ErrorPolicy::RemountRo => OnError::RemountReadOnly,
+                ErrorPolicy::Panic => OnError::Panic,
+            },
             ..MountOptions::default()
         };
         let result = match broken.get(volume.device.as_str()) {

@@ -136,7 +136,8 @@ pub async fn run(session: &mut Session, cli: Cli) -> Result<()> {
             device,
             name,
             read_only,
-        } => volumes::mount(session, client, device, name, read_only).await,
+            errors,
+        } => volumes::mount(session, client, device, name, read_only, errors).await,
         Command::Unmount { volume, force } => volumes::unmount(client, volume, force).await,
         Command::Health { volume } => volumes::health(session, client, volume).await,
         // Answered before there is a connection.

@@ -14,7 +14,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::Session;
-use crate::args::{Attach, Engine};
+use crate::args::{Attach, Engine, Errors};
 use crate::client::Client;
 use crate::error::{About, AboutFile, Exit, Failure, Result};
 use crate::output::size_text;
@@ -339,12 +339,18 @@ pub async fn mount(
     device: String,
     name: Option<String>,
     read_only: bool,
+    errors: Errors,
 ) -> Result<()> {
     let about = device.clone();
     let request = MountRequest {
         device,
         name: name.unwrap_or_default(),
         read_only,
+        errors: match errors {
+            Errors::RemountRo => ErrorPolicy::RemountRo,
+            Errors::Panic => ErrorPolicy::Panic,
+        }
+        .into(),
     };
     let response = client
         .volumes

@@ -1,5 +1,6 @@
 //! The `fs` crate's volume behind the door. Only words are changed on the way through.
 
+use std::io::Write;
 use std::rc::Rc;
 
 use async_trait::async_trait;
@@ -9,8 +10,8 @@ use runtime::{BlockDevice, Host};
 
 use super::{
     Attr, CloneAs, DirEntry, Door, ExtentInfo, FileKind, IfExists, Ino, MountOptions, NewInode,
-    OpenFile, OpenFlags, RangeMode, RenameMode, SeekFor, SetAttr, StatFs, VolumeInfo, Written,
-    XattrMode,
+    OnError, OpenFile, OpenFlags, RangeMode, RenameMode, SeekFor, SetAttr, StatFs, VolumeInfo,
+    Written, XattrMode,
 };
 use crate::failure::{Failure, Result};
 
@@ -24,9 +25,27 @@ impl FsDoor {
         host: Rc<dyn Host>,
         options: MountOptions,
     ) -> Result<Rc<dyn Door>> {
-        let volume = Volume::mount(device, host, options).await?;
+        let on_error = options.on_error;
+        let volume = Volume::mount(device, host.clone(), options).await?;
+        if on_error == OnError::Panic {
+            let watched = volume.clone();
+            host.spawn(Box::pin(async move {
+                if let Some(cause) = watched.until_stopped().await {
+                    end_process(&watched.info().device, &cause);
+                }
+            }));
+        }
         Ok(Rc::new(FsDoor(volume)))
     }
+}
+
+/// `errors = "panic"`: at once, with nothing more written, as a machine that panics. The log may be
+/// going anywhere, so standard error is told as well.
+fn end_process(device: &str, cause: &str) -> ! {
+    let message = format!("errors=panic: the volume on device {device:?} has failed: {cause}");
+    tracing::error!("{message}");
+    let _ = writeln!(std::io::stderr(), "ocelotd: {message}");
+    std::process::abort();
 }
 
 impl From<fs::Error> for Failure {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 pub use ::fs::volume::{
     Attempted, Attr, CloneAs, Counters, DirEntry, ExtentInfo, Fallback, FileKind, IfExists, Ino,
-    LockLevel, MountOptions, NewInode, OpenFlags, Path as WritePath, RangeMode, RenameMode,
+    LockLevel, MountOptions, NewInode, OnError, OpenFlags, Path as WritePath, RangeMode, RenameMode,
     SeekFor, SetAttr, SetTime, StatFs, VolumeInfo,
 };
 pub use ::fs::xattr::XattrMode;

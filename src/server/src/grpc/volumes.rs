@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::Api;
 use crate::device::{DEFAULT_BLOCK_SIZE, DeviceRecord, DeviceSource, ImageEngine, NvmeTransport};
-use crate::door::MountOptions;
+use crate::door::{MountOptions, OnError};
 use crate::failure::{Failure, Result as Outcome};
 use crate::node::VolumeRecord;
 
@@ -55,6 +55,7 @@ impl Volumes for Api {
         let request = request.into_inner();
         let options = MountOptions {
             read_only: request.read_only,
+            on_error: on_error(request.errors)?,
             ..MountOptions::default()
         };
         let record = self
@@ -283,6 +284,14 @@ fn source_message(source: DeviceSource) -> v1::DeviceSource {
     }
 }
 
+fn on_error(policy: i32) -> Outcome<OnError> {
+    match ErrorPolicy::try_from(policy) {
+        Ok(ErrorPolicy::Unspecified | ErrorPolicy::RemountRo) => Ok(OnError::RemountReadOnly),
+        Ok(ErrorPolicy::Panic) => Ok(OnError::Panic),
+        Err(_) => Err(Failure::field("errors", format!("unknown policy {policy}"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,6 +330,9 @@ mod tests {
 
     #[test]
     fn garbage_names_the_field() {
+        assert_eq!(on_error(0).unwrap(), OnError::RemountReadOnly);
+        assert_eq!(on_error(2).unwrap(), OnError::Panic);
+        assert_eq!(on_error(3).unwrap_err().into_detail().field, "errors");
         let image = v1::ImageFile {
             path: "/x".into(),
             engine: 77,
