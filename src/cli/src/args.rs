@@ -229,6 +229,8 @@ pub enum Command {
         /// Once an error has stopped writing: turn read-only, or end the whole daemon.
         #[arg(long, value_enum, default_value_t, value_name = "POLICY")]
         errors: Errors,
+        #[command(flatten)]
+        tuning: Tuning,
     },
     /// Unmount a volume.
     Unmount {
@@ -243,6 +245,31 @@ pub enum Command {
     Version,
     /// Write a completion script for a shell.
     Completions { shell: clap_complete::Shell },
+}
+
+/// What else a mount can say; the node's defaults where nothing is said.
+#[derive(Debug, Default, Args)]
+pub struct Tuning {
+    /// Direct writes of several nodes to one file: one node at a time, or all together.
+    #[arg(long, value_enum, default_value_t)]
+    pub coherency: Coherency,
+    /// Memory for file data.
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub page_cache: Option<u64>,
+    /// What a write to shared clusters copies at least; 0: the clusters it touches.
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub copy_on_write: Option<u64>,
+    /// A change waits at most so long for its commit.
+    #[arg(long, value_name = "MS")]
+    pub commit_interval: Option<u32>,
+}
+
+/// How direct writes of several nodes to one file are kept coherent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Coherency {
+    #[default]
+    Full,
+    Buffered,
 }
 
 /// What a mounted volume's errors do.

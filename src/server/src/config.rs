@@ -12,7 +12,9 @@ use clap::Parser;
 use serde::Deserialize;
 
 use crate::device::DeviceSource;
+use crate::door::{self, MountOptions, OnError};
 use crate::limits;
+use crate::mount_options::Wishes;
 use crate::node::{NodeOptions, check_label};
 
 /// The daemon of an Ocelot node.
@@ -193,6 +195,44 @@ pub struct ConfiguredVolume {
     pub read_only: bool,
     #[serde(default)]
     pub errors: ErrorPolicy,
+    #[serde(default)]
+    pub coherency: Coherency,
+    /// Memory for file data, in MiB; none: every write goes through.
+    pub page_cache_mib: Option<u32>,
+    /// A write to shared clusters copies aligned pieces of so many KiB.
+    pub copy_on_write_kib: Option<u32>,
+    /// A change waits at most so long for its commit.
+    pub commit_interval_ms: Option<u32>,
+}
+
+/// How direct writes of several nodes to one file are kept coherent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Coherency {
+    #[default]
+    Full,
+    Buffered,
+}
+
+impl ConfiguredVolume {
+    /// The options that these fields are.
+    pub fn options(&self) -> crate::failure::Result<MountOptions> {
+        let wishes = Wishes {
+            read_only: self.read_only,
+            on_error: match self.errors {
+                ErrorPolicy::RemountRo => OnError::RemountReadOnly,
+                ErrorPolicy::Panic => OnError::Panic,
+            },
+            coherency: match self.coherency {
+                Coherency::Full => door::Coherency::Full,
+                Coherency::Buffered => door::Coherency::Buffered,
+            },
+            page_cache_bytes: self.page_cache_mib.map(|mib| u64::from(mib) << 20),
+            copy_on_write_bytes: self.copy_on_write_kib.map(|kib| kib.saturating_mul(1024)),
+            commit_interval_ms: self.commit_interval_ms,
+        };
+        wishes.into_options()
+    }
 }
 
 /// What becomes of the node once a volume's metadata or journal cannot be written.
@@ -321,6 +361,10 @@ impl Config {
             let prefix = format!("volume[{index}]");
             if volume.device.is_empty() {
                 return bad(&format!("{prefix}.device"), "must be given".into());
+            }
+            if let Err(failure) = volume.options() {
+                let detail = failure.into_detail();
+                return bad(&format!("{prefix}.{}", detail.field), detail.message);
             }
             if !used.insert(&volume.device) {
                 let problem = format!("{:?} has a volume already", volume.device);

@@ -24,6 +24,7 @@ pub mod failure;
 pub mod grpc;
 pub mod handles;
 pub mod limits;
+mod mount_options;
 pub mod node;
 pub mod serve;
 pub mod spdk_world;

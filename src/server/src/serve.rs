@@ -23,9 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
-use crate::config::{Config, ConfigError, ErrorPolicy, LogFormat};
+use crate::config::{Config, ConfigError, LogFormat};
 use crate::device::World;
-use crate::door::{MountOptions, OnError};
 use crate::failure::Failure;
 use crate::node::Node;
 use crate::{grpc, limits};
@@ -214,17 +213,10 @@ async fn mount_configured(config: &Config, node: &Arc<Node>) {
         }
     }
     for volume in &config.volumes {
-        let options = MountOptions {
-            read_only: volume.read_only,
-            on_error: match volume.errors {
-                ErrorPolicy::RemountRo => OnError::RemountReadOnly,
-                ErrorPolicy::Panic => OnError::Panic,
-            },
-            ..MountOptions::default()
-        };
-        let result = match broken.get(volume.device.as_str()) {
-            Some(failure) => Err(failure.clone()),
-            None => node
+        let result = match (broken.get(volume.device.as_str()), volume.options()) {
+            (Some(failure), _) => Err(failure.clone()),
+            (None, Err(failure)) => Err(failure),
+            (None, Ok(options)) => node
                 .mount(&volume.device, &volume.name, options)
                 .await
                 .map(drop),

@@ -137,7 +137,8 @@ pub async fn run(session: &mut Session, cli: Cli) -> Result<()> {
             name,
             read_only,
             errors,
-        } => volumes::mount(session, client, device, name, read_only, errors).await,
+            tuning,
+        } => volumes::mount(session, client, device, name, read_only, errors, tuning).await,
         Command::Unmount { volume, force } => volumes::unmount(client, volume, force).await,
         Command::Health { volume } => volumes::health(session, client, volume).await,
         // Answered before there is a connection.

@@ -14,7 +14,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::Session;
-use crate::args::{Attach, Engine, Errors};
+use crate::args::{self, Attach, Engine, Errors, Tuning};
 use crate::client::Client;
 use crate::error::{About, AboutFile, Exit, Failure, Result};
 use crate::output::size_text;
@@ -340,6 +340,7 @@ pub async fn mount(
     name: Option<String>,
     read_only: bool,
     errors: Errors,
+    tuning: Tuning,
 ) -> Result<()> {
     let about = device.clone();
     let request = MountRequest {
@@ -351,6 +352,16 @@ pub async fn mount(
             Errors::Panic => ErrorPolicy::Panic,
         }
         .into(),
+        coherency: match tuning.coherency {
+            args::Coherency::Full => Coherency::Full,
+            args::Coherency::Buffered => Coherency::Buffered,
+        }
+        .into(),
+        page_cache_bytes: tuning.page_cache,
+        copy_on_write_bytes: tuning
+            .copy_on_write
+            .map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX)),
+        commit_interval_ms: tuning.commit_interval,
     };
     let response = client
         .volumes

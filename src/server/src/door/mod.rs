@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use ::fs::volume::{
-    Attempted, Attr, CloneAs, Counters, DirEntry, ExtentInfo, Fallback, FileKind, IfExists, Ino,
-    LockLevel, MountOptions, NewInode, OnError, OpenFlags, Path as WritePath, RangeMode,
-    RenameMode, SeekFor, SetAttr, SetTime, StatFs, VolumeInfo,
+    Attempted, Attr, CloneAs, Coherency, Counters, DirEntry, ExtentInfo, Fallback, FileKind,
+    IfExists, Ino, LockLevel, MountOptions, NewInode, OnError, OpenFlags, Path as WritePath,
+    RangeMode, RenameMode, SeekFor, SetAttr, SetTime, StatFs, VolumeInfo,
 };
 pub use ::fs::xattr::XattrMode;
 pub use fs::FsDoor;

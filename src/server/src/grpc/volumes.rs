@@ -10,8 +10,9 @@ use tonic::{Request, Response, Status};
 
 use super::Api;
 use crate::device::{DEFAULT_BLOCK_SIZE, DeviceRecord, DeviceSource, ImageEngine, NvmeTransport};
-use crate::door::{MountOptions, OnError};
+use crate::door::{Coherency, OnError};
 use crate::failure::{Failure, Result as Outcome};
+use crate::mount_options::Wishes;
 use crate::node::VolumeRecord;
 
 #[tonic::async_trait]
@@ -53,11 +54,15 @@ impl Volumes for Api {
         request: Request<MountRequest>,
     ) -> Result<Response<MountResponse>, Status> {
         let request = request.into_inner();
-        let options = MountOptions {
+        let options = Wishes {
             read_only: request.read_only,
             on_error: on_error(request.errors)?,
-            ..MountOptions::default()
+            coherency: coherency(request.coherency)?,
+            page_cache_bytes: request.page_cache_bytes,
+            copy_on_write_bytes: request.copy_on_write_bytes,
+            commit_interval_ms: request.commit_interval_ms,
         };
+        let options = options.into_options()?;
         let record = self
             .node
             .mount(&request.device, &request.name, options)
@@ -281,6 +286,17 @@ fn source_message(source: DeviceSource) -> v1::DeviceSource {
     };
     v1::DeviceSource {
         source: Some(source),
+    }
+}
+
+fn coherency(wanted: i32) -> Outcome<Coherency> {
+    match v1::Coherency::try_from(wanted) {
+        Ok(v1::Coherency::Unspecified | v1::Coherency::Full) => Ok(Coherency::Full),
+        Ok(v1::Coherency::Buffered) => Ok(Coherency::Buffered),
+        Err(_) => Err(Failure::field(
+            "coherency",
+            format!("{wanted} is no kind of coherency"),
+        )),
     }
 }
 
