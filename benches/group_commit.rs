@@ -47,7 +47,7 @@ fn main() -> Result<(), Failure> {
     );
     let spdk = Spdk::start(Options {
         config: Config::Json(config),
-        polling: Polling::Adaptive,
+        polling: Polling::default(),
         ..Options::default()
     })?;
     let time = Duration::from_secs(seconds);

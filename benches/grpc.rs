@@ -100,6 +100,7 @@ fn daemon(folder: &Path, mib: u64) -> Result<(), Failure> {
         device: "vol".into(),
         name: "data".into(),
         read_only: false,
+        ..ConfiguredVolume::default()
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

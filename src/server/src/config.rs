@@ -184,7 +184,7 @@ pub struct ConfiguredDevice {
     pub source: DeviceSource,
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConfiguredVolume {
     pub device: String,
@@ -498,9 +498,9 @@ mod tests {
                 block_size: 512,
                 engine: ImageEngine::Auto,
                 read_only: false,
-                errors: ErrorPolicy::Panic,
             }
         );
+        assert_eq!(config.volumes[0].errors, ErrorPolicy::Panic);
         assert!(matches!(
             config.devices[1].source,
             DeviceSource::Nvme {

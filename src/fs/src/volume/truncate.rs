@@ -70,9 +70,8 @@ impl Volume {
     /// To a smaller size, of a file that is not inline.
     pub(super) async fn shrink(&self, inode: &InodeRef, size: u64) -> Result<()> {
         self.zero_tail(inode, size).await?;
-        self.set_size(inode, size).await?;
         let keep = self.core().geometry.clusters_for_bytes(size);
-        self.free_extents_from(inode, keep).await
+        self.free_extents(inode, keep, Some(size)).await
     }
 
     async fn truncate_inline(&self, inode: &InodeRef, old: u64, size: u64) -> Result<()> {
@@ -151,16 +150,23 @@ impl Volume {
     /// Gives back every cluster of a file from `cpos` on, last first, in as many handles as it
     /// takes. After each the file is whole, only shorter.
     pub(super) async fn free_extents_from(&self, inode: &InodeRef, cpos: u64) -> Result<()> {
+        self.free_extents(inode, cpos, None).await
+    }
+
+    /// As [`Volume::free_extents_from`]; the first handle sets the size as well, so that a file of
+    /// few extents is cut in one.
+    async fn free_extents(&self, inode: &InodeRef, cpos: u64, mut size: Option<u64>) -> Result<()> {
         let core = self.core();
-        let Ok(cpos) = u32::try_from(cpos) else {
-            return Ok(());
-        };
+        let cpos = u32::try_from(cpos).unwrap_or(u32::MAX);
         let root = extent::Root::dinode(inode.block());
         loop {
             if alloc::truncate_log_needs_flush(core).await? {
                 alloc::flush_truncate_log(core).await?;
             }
-            let mut h = core.journal.begin(FREE_BLOCKS).await?;
+            let mut h = core.journal.begin(FREE_BLOCKS + 1).await?;
+            if let Some(size) = size.take() {
+                self.update_size(Dinode::of_mut(&mut h.modify(inode.block())), size);
+            }
             for _ in 0..FREE_RECORDS {
                 let Some(run) = extent::last_runs(core, &root, cpos, 1).await?.pop() else {
                     break;

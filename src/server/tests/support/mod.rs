@@ -178,6 +178,7 @@ impl Daemon {
                 device: format!("{name}-disk"),
                 name: (*name).into(),
                 read_only: false,
+                ..ConfiguredVolume::default()
             });
         }
         change(&mut config);
