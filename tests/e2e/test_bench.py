@@ -74,6 +74,27 @@ class Bench(Case):
         self.stop()
         self.fsck()
 
+    def test_counters_add_up(self):
+        self.format()
+        self.start()
+        before = self.json("counters", "data")[0]["writes"]
+        self.assertEqual(before["requests"], 0)
+        self.put("data:/f", pattern(1, 3 * MIB), "--direct")
+        self.put("data:/f", pattern(2, 100), "--direct")
+        self.bench("data:/g", "-w", "write", "-s", "1M", "--direct")
+        writes = self.json("counters")[0]["writes"]
+        self.assertGreaterEqual(writes["hole_bytes"], 4 * MIB)
+        self.assertGreaterEqual(writes["inline_bytes"], 100)
+        self.assertGreater(writes["fallback_inline_data"], 0)
+        self.assertGreater(writes["in_place"], 0)
+        self.assertEqual(writes["in_place_bytes"], writes["in_place"] * 4096)
+        self.assertEqual(writes["failed"], 0)
+        lines = self.cli("counters", "data").stdout.decode().splitlines()
+        self.assertIn(f"data writes.inline {writes['inline']}", lines)
+        self.assertEqual(self.cli("counters", "none", ok=False).returncode, 3)
+        self.stop()
+        self.fsck()
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -205,6 +205,8 @@ pub enum Command {
     Bench(Bench),
     /// Show the space on volumes.
     Df { volumes: Vec<String> },
+    /// Show what writing and caching took on volumes since they were mounted.
+    Counters { volumes: Vec<String> },
     /// Make everything durable that was changed on volumes.
     Sync { volumes: Vec<String> },
     /// Extended attributes.

@@ -1,6 +1,7 @@
 //! The commands.
 
 mod attributes;
+mod counters;
 mod listing;
 mod names;
 mod ranges;
@@ -126,6 +127,7 @@ pub async fn run(session: &mut Session, cli: Cli) -> Result<()> {
             hole, offset, path, ..
         } => ranges::seek(session, client, &path, hole, offset).await,
         Command::Df { volumes } => volumes::df(session, client, volumes).await,
+        Command::Counters { volumes } => counters::show(session, client, volumes).await,
         Command::Sync { volumes } => volumes::sync(session, client, volumes).await,
         Command::Xattr(command) => xattrs::run(session, client, command).await,
         Command::Volumes => volumes::list(session, client).await,

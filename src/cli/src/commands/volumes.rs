@@ -99,7 +99,7 @@ fn table<const N: usize>(session: &mut Session, rows: &[[String; N]]) {
 }
 
 /// Those that were named, or all that are mounted.
-async fn chosen(client: &mut Client, volumes: Vec<String>) -> Result<Vec<String>> {
+pub async fn chosen(client: &mut Client, volumes: Vec<String>) -> Result<Vec<String>> {
     if !volumes.is_empty() {
         return Ok(volumes);
     }

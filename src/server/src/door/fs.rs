@@ -9,9 +9,9 @@ use fs::volume::{FileHandle, Volume};
 use runtime::{BlockDevice, Host};
 
 use super::{
-    Attr, CloneAs, DirEntry, Door, ExtentInfo, FileKind, IfExists, Ino, MountOptions, NewInode,
-    OnError, OpenFile, OpenFlags, RangeMode, RenameMode, SeekFor, SetAttr, StatFs, VolumeInfo,
-    Written, XattrMode,
+    Attr, CloneAs, Counters, DirEntry, Door, ExtentInfo, FileKind, IfExists, Ino, MountOptions,
+    NewInode, OnError, OpenFile, OpenFlags, RangeMode, RenameMode, SeekFor, SetAttr, StatFs,
+    VolumeInfo, Written, XattrMode,
 };
 use crate::failure::{Failure, Result};
 
@@ -62,6 +62,10 @@ impl Door for FsDoor {
 
     fn info(&self) -> VolumeInfo {
         self.0.info()
+    }
+
+    fn counters(&self) -> Counters {
+        self.0.counters()
     }
 
     async fn statfs(&self) -> Result<StatFs> {

@@ -47,6 +47,7 @@ impl Written {
 pub trait Door {
     fn root(&self) -> Ino;
     fn info(&self) -> VolumeInfo;
+    fn counters(&self) -> Counters;
     async fn statfs(&self) -> Result<StatFs>;
     async fn sync(&self) -> Result<()>;
     /// Waits for operations inside, brings everything to the device and lets go of it.

@@ -112,6 +112,50 @@ impl Volumes for Api {
         }))
     }
 
+    async fn get_counters(
+        &self,
+        request: Request<GetCountersRequest>,
+    ) -> Result<Response<GetCountersResponse>, Status> {
+        let (name, volume) = self.node.volume(&request.into_inner().volume)?;
+        let counters = volume
+            .call(|door| async move { Ok(door.counters()) })
+            .await
+            .map_err(|failure| failure.volume(&name))?;
+        let (writes, pages) = (counters.writes, counters.pages);
+        Ok(Response::new(GetCountersResponse {
+            volume: name.to_string(),
+            writes: Some(WriteCounters {
+                requests: writes.requests,
+                failed: writes.failed,
+                cached: writes.cached,
+                cached_bytes: writes.cached_bytes,
+                in_place: writes.in_place,
+                in_place_bytes: writes.in_place_bytes,
+                inline: writes.inline,
+                inline_bytes: writes.inline_bytes,
+                unwritten: writes.unwritten,
+                unwritten_bytes: writes.unwritten_bytes,
+                hole: writes.hole,
+                hole_bytes: writes.hole_bytes,
+                copy_on_write: writes.copy_on_write,
+                fallback_inline_data: writes.fallback_inline_data,
+                fallback_no_append_direct: writes.fallback_no_append_direct,
+                edges_serialised: writes.edges_serialised,
+                commits_waited: writes.commits_waited,
+            }),
+            pages: Some(PageCounters {
+                budget: pages.budget,
+                cached: pages.cached,
+                dirty: pages.dirty,
+                hits: pages.hits,
+                misses: pages.misses,
+                read_ahead: pages.read_ahead,
+                written_back: pages.written_back,
+                evicted: pages.evicted,
+            }),
+        }))
+    }
+
     async fn sync_volume(
         &self,
         request: Request<SyncVolumeRequest>,
