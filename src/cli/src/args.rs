@@ -18,7 +18,8 @@ Exit status:
   4  there is one already
   5  not permitted, or read-only
   6  no space
-  7  the daemon cannot be reached, or is ending";
+  7  the daemon cannot be reached, or is ending
+  8  a check has found errors";
 
 /// The client of an Ocelot node.
 #[derive(Debug, Parser)]
@@ -209,6 +210,16 @@ pub enum Command {
     Counters { volumes: Vec<String> },
     /// Make everything durable that was changed on volumes.
     Sync { volumes: Vec<String> },
+    /// Check a volume while it is in use: what fsck.ocfs2 looks at, and more; nothing is written.
+    ///
+    /// It is checked as it was at one moment. Each finding is a line: severity, code, inode, path,
+    /// block, what is wrong. Exit status 0 if there is no error (notes are none), 8 if there is one.
+    #[command(verbatim_doc_comment)]
+    Check {
+        /// Not needed if there is one volume only.
+        #[arg(default_value = "")]
+        volume: String,
+    },
     /// Extended attributes.
     #[command(subcommand)]
     Xattr(Xattr),

@@ -19,6 +19,7 @@ pub enum Exit {
     Denied = 5,
     NoSpace = 6,
     Unreachable = 7,
+    Damaged = 8,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -21,6 +21,8 @@ use runtime::{BlockDevice, BlockDeviceExt};
 
 use crate::error::{Error, Result};
 use crate::journal::wait::Signal;
+use crate::limits::HEAL_MAX;
+use crate::moment::Moment;
 
 /// By block number. The hasher has no random seed: a simulated run depends on its own seed alone.
 type Map<T> = HashMap<BlockNr, T, BuildHasherDefault<DefaultHasher>>;
@@ -99,12 +101,16 @@ pub struct Cache {
     budget_bytes: usize,
     /// Single-bit errors corrected from the checksum since mount.
     corrected: Cell<u64>,
+    /// Blocks that are right here and wrong on the medium.
+    to_heal: RefCell<Vec<BlockRef>>,
     /// Moves on with every change of a block that may be part of an extent tree.
     shape: Cell<u64>,
     /// Blocks being read, and whether what is read is outdated already.
     loading: RefCell<Map<Rc<Cell<bool>>>>,
     /// A read has ended.
     loaded: Signal,
+    /// The moment that a check reads, while it lasts.
+    moment: RefCell<Option<Rc<Moment>>>,
 }
 
 /// A read on its way; ends with its drop, also when its reader gives up.
@@ -148,10 +154,57 @@ impl Cache {
             bytes: Cell::new(0),
             budget_bytes,
             corrected: Cell::new(0),
+            to_heal: RefCell::default(),
             shape: Cell::new(0),
             loading: RefCell::default(),
             loaded: Signal::default(),
+            moment: RefCell::default(),
         }
+    }
+
+    /// From now on the moment keeps what changes. False if there is one already. Only for the
+    /// journal, which sees to it that no handle is open.
+    pub(crate) fn begin_moment(&self, moment: &Rc<Moment>) -> bool {
+        let mut now = self.moment.borrow_mut();
+        if now.is_some() {
+            return false;
+        }
+        *now = Some(moment.clone());
+        true
+    }
+
+    /// Nobody reads the moment any more.
+    pub(crate) fn drop_moment(&self) {
+        self.moment.take();
+    }
+
+    pub(crate) fn moment(&self) -> Option<Rc<Moment>> {
+        self.moment.borrow().clone()
+    }
+
+    /// A block is about to change from `before`; `None` if it is not in memory.
+    pub(crate) fn keep(&self, nr: BlockNr, before: Option<&Bytes>) {
+        if let Some(moment) = self.moment.borrow().as_ref() {
+            moment.keep(nr, before.cloned());
+        }
+    }
+
+    /// A block is about to be freed: what it was is kept while it is at hand.
+    pub(crate) fn keep_freed(&self, nr: BlockNr) {
+        if self.moment.borrow().is_none() {
+            return;
+        }
+        let bytes = self.blocks.borrow().get(&nr).map(|block| block.snapshot());
+        if bytes.is_some() {
+            self.keep(nr, bytes.as_ref());
+        }
+    }
+
+    /// The bytes of a block that is not at its home place yet.
+    pub(crate) fn pinned(&self, nr: BlockNr) -> Option<Bytes> {
+        let blocks = self.blocks.borrow();
+        let block = blocks.get(&nr)?;
+        (block.pins.get() > 0).then(|| block.snapshot())
     }
 
     /// A stamp for what is remembered of extent trees: good while it is the same.
@@ -168,6 +221,23 @@ impl Cache {
 
     pub fn corrected(&self) -> u64 {
         self.corrected.get()
+    }
+
+    pub(crate) fn wants_healing(&self) -> bool {
+        !self.to_heal.borrow().is_empty()
+    }
+
+    /// The blocks that were corrected when they were read, and are still what they were: to be
+    /// written again through the journal.
+    pub(crate) fn take_to_heal(&self) -> Vec<BlockRef> {
+        self.to_heal.take()
+    }
+
+    /// Whether this is the block of its number, not one that was freed or made anew since.
+    pub(crate) fn is_current(&self, block: &BlockRef) -> bool {
+        let blocks = self.blocks.borrow();
+        let now = blocks.get(&block.nr());
+        now.is_some_and(|now| Rc::ptr_eq(now, block))
     }
 
     /// A block of the given kind, from memory or from the device, checked.
@@ -188,27 +258,43 @@ impl Cache {
                     .await;
                 continue;
             };
-            let bytes = self.load(nr, kind).await;
+            let loaded = self.load_corrected(nr, kind).await;
             // What was read meanwhile may not even be valid: look again before complaining.
             if load.superseded() {
                 continue;
             }
-            return Ok(self.insert(nr, kind, bytes?));
+            let (bytes, corrected) = loaded?;
+            let block = self.insert(nr, kind, bytes);
+            if corrected {
+                let mut to_heal = self.to_heal.borrow_mut();
+                // What does not fit is corrected again when it is read again.
+                if to_heal.len() < HEAL_MAX {
+                    to_heal.push(block.clone());
+                }
+            }
+            return Ok(block);
         }
     }
 
     /// A block of the given kind from the device, checked, not kept. For what is not changed by
     /// transactions: journal inodes, the slot map.
     pub(crate) async fn load(&self, nr: BlockNr, kind: Kind) -> Result<Vec<u8>> {
+        Ok(self.load_corrected(nr, kind).await?.0)
+    }
+
+    /// As [`Cache::load`], and whether a bit had to be corrected.
+    async fn load_corrected(&self, nr: BlockNr, kind: Kind) -> Result<(Vec<u8>, bool)> {
         let mut bytes = self.read_raw(nr, self.span_bytes(kind)).await?;
+        let mut corrected = false;
         if self.checksummed()
             && let Verdict::Corrected { bit } = kind.verify(&mut bytes, nr)?
         {
             self.corrected.set(self.corrected.get() + 1);
-            tracing::warn!(block = nr.0, bit, "a single-bit error was corrected");
+            corrected = true;
+            tracing::warn!(block = nr.0, bit, ?kind, "a single-bit error was corrected");
         }
         validate(kind, &bytes, nr, &self.geometry)?;
-        Ok(bytes)
+        Ok((bytes, corrected))
     }
 
     /// Whether a cached block may be used as `kind` as well; false if it should be read again.
@@ -286,6 +372,7 @@ impl Cache {
     /// there; nobody finds it here any more.
     pub(crate) fn forget(&self, nr: BlockNr) {
         self.supersede(nr);
+        self.keep_freed(nr);
         if let Some(block) = self.blocks.borrow_mut().remove(&nr) {
             self.bytes.set(self.bytes.get() - block.data().len());
         }
@@ -297,6 +384,7 @@ impl Cache {
         for stale in self.loading.borrow().values() {
             stale.set(true);
         }
+        self.to_heal.take();
         let blocks = self.blocks.take();
         assert!(
             blocks.values().all(|block| block.pins.get() == 0),

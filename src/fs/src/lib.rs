@@ -12,6 +12,7 @@
 //! * `dir`, `xattr`, `refcount`: what they hold.
 //! * `pages`: file data in memory, above the write path.
 //! * `volume`: mount, and the operations.
+//! * [`check`]: whether all of that agrees, on the medium; reads only.
 //!
 //! Lock order: rename → directories by block number → inode → range → journal handle. Everything
 //! runs on one thread; a `RefCell` borrow never lives across an await.
@@ -19,6 +20,7 @@
 
 mod alloc;
 mod cache;
+pub mod check;
 mod core;
 mod dir;
 pub mod error;
@@ -28,6 +30,7 @@ mod inode;
 mod journal;
 pub mod limits;
 mod lock;
+mod moment;
 mod pages;
 mod range_lock;
 mod refcount;

@@ -54,3 +54,15 @@ pub const REPLAY_BATCH_BLOCKS: usize = 4096;
 pub const TRUNCATE_LOG_DELAY: Duration = Duration::from_secs(2);
 /// Inodes out of use of which it is remembered one by one what their fsync has to wait for.
 pub const UNSETTLED_INODES: usize = 4096;
+/// Old metadata that is kept for a check of a volume in use, in bytes.
+pub const CHECK_KEPT_BYTES: usize = 256 << 20;
+/// How often a check begins again because more changed than is kept.
+pub const CHECK_ATTEMPTS: u32 = 4;
+/// Findings that a check tells one by one; beyond, it counts them.
+pub const CHECK_FINDINGS_MAX: usize = 10_000;
+/// How often a check tells its progress, a phase.
+pub const CHECK_PROGRESS_STEPS: u64 = 50;
+/// What a check reads at once of a group of inodes, in bytes.
+pub const CHECK_READ_BYTES: usize = 256 << 10;
+/// Corrected blocks that wait to be written again.
+pub const HEAL_MAX: usize = 256;

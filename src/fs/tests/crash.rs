@@ -239,6 +239,7 @@ fn sweep(seed: u64) -> Count {
             count.distinct += u64::from(seen.insert(digest));
             let witness = Witness(seed, point, &choice);
             let recovered = recover(&run, point, image, &options, &mut rng);
+            checker::assert_clean(&recovered);
             if (judged.len() as u64 + seed).is_multiple_of(FSCK_EVERY) {
                 // A long truncation is several transactions: a crash between leaves space past the end, as
                 // the kernel does.

@@ -178,6 +178,7 @@ fn run(seed: u64, rig: &Rig) {
             volume.unmount().await.unwrap();
         })
         .unwrap();
+    checker::assert_clean(&fresh.image());
     if seed.is_multiple_of(10) {
         rig.fsck_image(&fresh.image(), &[]);
     }

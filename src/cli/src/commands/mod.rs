@@ -1,6 +1,7 @@
 //! The commands.
 
 mod attributes;
+mod check;
 mod counters;
 mod listing;
 mod names;
@@ -128,6 +129,7 @@ pub async fn run(session: &mut Session, cli: Cli) -> Result<()> {
         } => ranges::seek(session, client, &path, hole, offset).await,
         Command::Df { volumes } => volumes::df(session, client, volumes).await,
         Command::Counters { volumes } => counters::show(session, client, volumes).await,
+        Command::Check { volume } => check::check(session, client, volume).await,
         Command::Sync { volumes } => volumes::sync(session, client, volumes).await,
         Command::Xattr(command) => xattrs::run(session, client, command).await,
         Command::Volumes => volumes::list(session, client).await,

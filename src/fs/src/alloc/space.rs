@@ -70,6 +70,8 @@ pub async fn with_space<T>(
     if !core.journal.pins().is_empty() {
         core.journal.checkpoint().await?;
     }
+    // What is pinned still is held for a check.
+    core.journal.release_held().await;
     operation().await
 }
 

@@ -48,6 +48,7 @@ pub async fn release_place(
     group: BlockNr,
     block: BlockNr,
 ) -> Result<()> {
+    core.cache.keep_freed(block);
     let file = if slot.is_some() {
         file
     } else {

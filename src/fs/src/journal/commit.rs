@@ -125,9 +125,15 @@ impl Inner {
     }
 
     pub(super) fn release_pins(&self) {
-        self.pins
-            .borrow_mut()
-            .release(self.committed.get(), self.checkpointed.get());
+        // What held metadata at a moment that somebody reads is not handed out before its end.
+        let read = self
+            .cache
+            .moment()
+            .filter(|moment| moment.ended().is_none());
+        let held = read.map(|moment| moment.since().before());
+        let done = self.checkpointed.get();
+        let done = held.map_or(done, |held| done.min(held));
+        self.pins.borrow_mut().release(self.committed.get(), done);
     }
 
     pub(super) async fn wait_committed(self: &Rc<Self>, tid: Tid) -> Result<()> {

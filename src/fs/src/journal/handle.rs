@@ -80,6 +80,8 @@ impl<'a> Handle<'a> {
         if known.is_some_and(|index| Rc::ptr_eq(&self.undo[index].block, block)) {
             return;
         }
+        let bytes = before.as_ref().map(|(bytes, _)| bytes);
+        self.inner.cache.keep(block.nr(), bytes);
         let joined_here = self.inner.join(block);
         if joined_here {
             self.spend(self.inner.log_units(block));

@@ -44,6 +44,7 @@ use runtime::{BlockDevice, Host};
 use crate::cache::{BlockRef, Cache};
 use crate::core::Core;
 use crate::error::{Errno, Error, Result};
+use crate::moment::Moment;
 use crate::slot_map::SlotMap;
 use crate::system::SystemFile;
 use checkpoint::Committed;
@@ -67,6 +68,10 @@ impl Tid {
 
     fn next(self) -> Tid {
         Tid(self.0 + 1)
+    }
+
+    fn before(self) -> Tid {
+        Tid(self.0.saturating_sub(1))
     }
 }
 
@@ -304,6 +309,58 @@ impl Journal {
         self.inner.checkpoint(self.inner.committed.get()).await
     }
 
+    /// Begins a moment: between two handles. `None` if somebody reads one already.
+    pub async fn moment(&self, budget_bytes: usize) -> Option<MomentGuard> {
+        let _turn = self.inner.exclusive.take().await;
+        let moment = Moment::new(self.inner.running_tid(), budget_bytes);
+        self.inner.cache.begin_moment(&moment).then(|| MomentGuard {
+            inner: self.inner.clone(),
+            moment,
+        })
+    }
+
+    /// Lets go the clusters that are held for a moment, whose blocks are kept in memory from now on.
+    pub async fn release_held(&self) {
+        let inner = &self.inner;
+        let Some(moment) = inner
+            .cache
+            .moment()
+            .filter(|moment| moment.ended().is_none())
+        else {
+            return;
+        };
+        // What is freed meanwhile is of a later transaction, and held further on.
+        let done = inner.checkpointed.get();
+        let held = inner.pins.borrow().held(done);
+        let per_cluster = u64::from(inner.geometry.blocks_per_cluster());
+        for (start, clusters) in held {
+            let first = inner.geometry.first_block(start).0;
+            for nr in first..first + u64::from(clusters) * per_cluster {
+                let nr = BlockNr(nr);
+                if moment.kept(nr).is_some() || moment.ended().is_some() {
+                    continue;
+                }
+                match inner.cache.read_raw(nr, inner.geometry.block_size()).await {
+                    Ok(bytes) => moment.keep(nr, Some(Rc::new(bytes))),
+                    Err(error) => moment.end(&error.to_string()),
+                }
+            }
+        }
+        let committed = inner.committed.get();
+        inner.pins.borrow_mut().release(committed, done);
+    }
+
+    /// Ends a moment that somebody reads, and lets go what it holds. True if there was one.
+    pub fn end_moment(&self, cause: &str) -> bool {
+        let Some(moment) = self.inner.cache.moment() else {
+            return false;
+        };
+        let first = moment.ended().is_none();
+        moment.end(cause);
+        self.inner.release_pins();
+        first
+    }
+
     /// Stops writing because of `cause` (a corrupt block that an operation has met, say). Only the
     /// first cause is kept.
     pub fn abort(&self, cause: &str) {
@@ -336,6 +393,26 @@ impl Journal {
         self.inner.closed.set(true);
         self.inner.changed.notify();
         self.inner.close().await
+    }
+}
+
+/// Ends its moment with its drop.
+pub struct MomentGuard {
+    inner: Rc<Inner>,
+    moment: Rc<Moment>,
+}
+
+impl std::ops::Deref for MomentGuard {
+    type Target = Moment;
+    fn deref(&self) -> &Moment {
+        &self.moment
+    }
+}
+
+impl Drop for MomentGuard {
+    fn drop(&mut self) {
+        self.inner.cache.drop_moment();
+        self.inner.release_pins();
     }
 }
 

@@ -51,6 +51,15 @@ impl Pins {
         self.committed.by_start.is_empty() && self.checkpointed.by_start.is_empty()
     }
 
+    /// The ranges that only somebody's interest in their old content keeps, once everything up to
+    /// here is checkpointed.
+    pub(super) fn held(&self, checkpointed: Tid) -> Vec<(ClusterNr, u32)> {
+        let all = self.checkpointed.by_start.iter();
+        all.filter(|(_, pin)| pin.tid <= checkpointed)
+            .map(|(&first, pin)| (ClusterNr(first), pin.clusters))
+            .collect()
+    }
+
     /// Every pinned range that meets `start..start + clusters`, clipped to it.
     pub fn within(&self, start: ClusterNr, clusters: u32) -> Vec<(ClusterNr, u32)> {
         let mut found = self.committed.within(start, clusters);

@@ -10,9 +10,10 @@
 
 mod acl;
 mod attr;
-mod check;
 mod clone;
 mod fill;
+mod heal;
+mod is_inode;
 mod lookup;
 mod mount;
 mod names;
@@ -38,6 +39,7 @@ use ondisk::feature::InodeFlags;
 use runtime::Buffer;
 
 use crate::alloc;
+use crate::check;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::inode::InodeRef;
@@ -86,6 +88,8 @@ pub(crate) struct Inner {
     write_counters: WriteCounters,
     /// A page of zeroes, shared by all that pad with it.
     zero_page: OnceCell<Arc<Buffer>>,
+    /// Corrected blocks will be written again in a moment.
+    heal_planned: Cell<bool>,
 }
 
 impl std::fmt::Debug for Volume {
@@ -136,6 +140,12 @@ impl Volume {
 
     /// Enters the gate; unmount waits until the guard is dropped.
     async fn enter(&self) -> Result<ReadGuard<'_>> {
+        let guard = self.enter_gate().await?;
+        self.plan_healing();
+        Ok(guard)
+    }
+
+    async fn enter_gate(&self) -> Result<ReadGuard<'_>> {
         let guard = self.0.gate.read().await;
         if self.0.mounted.get() {
             Ok(guard)
@@ -207,6 +217,19 @@ impl Volume {
         }));
     }
 
+    /// Checks the whole volume, on the medium, at one moment from now; it goes on meanwhile. Nothing
+    /// is written. Findings and progress are told to `observer`, which may break it off. See
+    /// [`crate::check`] for what it guarantees.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if another check is running, the volume was unmounted, it changes faster than
+    /// it can be checked, or `observer` broke off.
+    pub async fn check(&self, observer: &mut check::Observer<'_>) -> Result<check::Summary> {
+        // The gate is not held: an unmount ends the check.
+        drop(self.enter().await?);
+        check::check_mounted(self.core(), || self.0.mounted.get(), observer).await
+    }
+
     /// An inode that a directory entry named.
     async fn inode(&self, nr: BlockNr) -> Result<InodeRef> {
         let inode = self.core().inodes.get(self.core(), nr).await?;
@@ -224,7 +247,7 @@ impl Volume {
             Some(inode) => inode,
             None if ino == self.root() => core.inodes.get(core, nr).await?,
             None => {
-                check::is_inode(core, nr).await?;
+                is_inode::is_inode(core, nr).await?;
                 core.inodes.get(core, nr).await?
             }
         };

@@ -14,7 +14,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use ondisk::feature::Incompat;
-use ondisk::{BlockNr, Geometry, PROBE_BYTES, SlotNr, SuperError};
+use ondisk::metaecc::Verdict;
+use ondisk::{BlockNr, Geometry, Kind, PROBE_BYTES, SUPER_BLOCK, SlotNr, SuperError};
 use runtime::{BlockDevice, BlockDeviceExt, Host};
 
 use super::write::WriteCounters;
@@ -42,7 +43,8 @@ impl Volume {
         host: Rc<dyn Host>,
         options: MountOptions,
     ) -> Result<Volume> {
-        let geometry = Rc::new(read_geometry(&*device).await?);
+        let (geometry, corrected) = read_geometry(&*device).await?;
+        let geometry = Rc::new(geometry);
         let mut read_only = refuse_or_restrict(&geometry)?;
         if options.read_only {
             read_only = Some("mounted read-only".into());
@@ -67,10 +69,19 @@ impl Volume {
             writing: (options.coherency, options.copy_on_write_bytes),
         };
         let system = parts.find_system().await?;
-        match read_only {
-            Some(cause) => parts.mount_read_only(system, cause).await,
-            None => parts.mount_writable(system, options).await,
+        let volume = match read_only {
+            Some(cause) => parts.mount_read_only(system, cause).await?,
+            None => parts.mount_writable(system, options).await?,
+        };
+        if corrected {
+            // Once more, so that it is counted and written again as any other block.
+            volume
+                .core()
+                .cache
+                .read(SUPER_BLOCK, Kind::SuperBlock)
+                .await?;
         }
+        Ok(volume)
     }
 
     /// Ends the volume: waits for the operations inside, writes everything home and leaves it as
@@ -88,6 +99,7 @@ impl Volume {
             return Err(Error::Busy(format!("{} open files", self.open_count())));
         }
         self.0.mounted.set(false);
+        self.end_check();
         if !self.core().journal.is_set() {
             self.ledger().clear();
             return Ok(()); // mounted read-only: nothing was written
@@ -113,10 +125,18 @@ impl Volume {
         result
     }
 
+    /// Whoever checks the volume learns that it goes.
+    fn end_check(&self) {
+        if self.core().journal.is_set() {
+            self.core().journal.end_moment("the volume was unmounted");
+        }
+    }
+
     async fn wind_up(&self) -> Result<()> {
         let core = self.core();
         let clean = self.read_only().is_none();
         if clean {
+            self.heal().await?;
             alloc::flush_truncate_log(core).await?;
             alloc::shutdown_local(core).await?;
         }
@@ -280,11 +300,14 @@ fn volume(
         write_back_failed: RefCell::default(),
         write_counters: WriteCounters::default(),
         zero_page: OnceCell::new(),
+        heal_planned: Cell::new(false),
     }))
 }
 
 /// Finds the superblock and holds the device to it.
-async fn read_geometry(device: &dyn BlockDevice) -> Result<Geometry> {
+///
+/// The second value is true if a bit of it had to be corrected.
+async fn read_geometry(device: &dyn BlockDevice) -> Result<(Geometry, bool)> {
     let info = device.info();
     let probe_len = (PROBE_BYTES as u64).next_multiple_of(u64::from(info.block_size));
     let len = probe_len.min(info.size_bytes());
@@ -305,6 +328,7 @@ async fn read_geometry(device: &dyn BlockDevice) -> Result<Geometry> {
         SuperError::Corrupt(corrupt) => Error::Corrupt(corrupt),
         other => Error::NotAVolume(format!("{}: {other}", info.name)),
     })?;
+    let corrected = probed.verdict != Verdict::Clean;
     let geometry = probed.geometry;
     if (geometry.block_size() as u64) < u64::from(info.block_size) {
         return Err(Error::NotAVolume(format!(
@@ -322,7 +346,7 @@ async fn read_geometry(device: &dyn BlockDevice) -> Result<Geometry> {
             info.size_bytes()
         )));
     }
-    Ok(geometry)
+    Ok((geometry, corrected))
 }
 
 /// Volumes that must not be mounted are refused by name; the answer is why the rest is only read,

@@ -327,6 +327,9 @@ pub fn try_image(image: Image, seed: u64) -> Option<Error> {
     sim.block_on(async {
         let files = walk(&volume).await;
         exercise(&volume, &files).await;
+        // Whatever it finds: it ends.
+        let mut hear = |_| std::ops::ControlFlow::Continue(());
+        volume.check(&mut hear).await.unwrap();
         if let Some(cause) = volume.read_only() {
             let refused = volume.mkdir(volume.root(), b"x", new_inode()).await;
             assert_eq!(refused.unwrap_err().errno(), Errno::EROFS, "{cause}");

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it panics")]
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod bench;
+pub mod checker;
 pub mod tree;
 
 use std::path::{Path, PathBuf};
@@ -116,8 +118,9 @@ impl Rig {
         self.fsck_image(&self.disk.image(), &[]);
     }
 
-    /// Fails on any finding on an image but those named.
+    /// Fails on any finding on an image but those named, of our own checker too.
     pub fn fsck_image(&self, image: &Image, allowed: &[&str]) {
+        checker::assert_clean(image);
         image.save(&self.path()).unwrap();
         let (mut found, text, status) = complaints(&self.path());
         found.retain(|line| {

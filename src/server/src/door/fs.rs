@@ -1,6 +1,7 @@
 //! The `fs` crate's volume behind the door. Only words are changed on the way through.
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use async_trait::async_trait;
@@ -9,9 +10,9 @@ use fs::volume::{FileHandle, Volume};
 use runtime::{BlockDevice, Host};
 
 use super::{
-    Attr, CloneAs, Counters, DirEntry, Door, ExtentInfo, FileKind, IfExists, Ino, MountOptions,
-    NewInode, OnError, OpenFile, OpenFlags, RangeMode, RenameMode, SeekFor, SetAttr, StatFs,
-    VolumeInfo, Written, XattrMode,
+    Attr, CheckEvent, CheckSummary, CloneAs, Counters, DirEntry, Door, ExtentInfo, FileKind,
+    IfExists, Ino, MountOptions, NewInode, OnError, OpenFile, OpenFlags, RangeMode, RenameMode,
+    SeekFor, SetAttr, StatFs, VolumeInfo, Written, XattrMode,
 };
 use crate::failure::{Failure, Result};
 
@@ -74,6 +75,13 @@ impl Door for FsDoor {
 
     async fn sync(&self) -> Result<()> {
         Ok(self.0.sync().await?)
+    }
+
+    async fn check(
+        &self,
+        hear: &mut dyn FnMut(CheckEvent) -> ControlFlow<()>,
+    ) -> Result<CheckSummary> {
+        Ok(self.0.check(hear).await?)
     }
 
     async fn unmount(&self) -> Result<()> {

@@ -4,11 +4,13 @@
 
 mod fs;
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use ::fs::check::{Event as CheckEvent, Finding, Severity, Summary as CheckSummary};
 pub use ::fs::volume::{
     Attempted, Attr, CloneAs, Coherency, Counters, DirEntry, ExtentInfo, Fallback, FileKind,
     IfExists, Ino, LockLevel, MountOptions, NewInode, OnError, OpenFlags, Path as WritePath,
@@ -50,6 +52,11 @@ pub trait Door {
     fn counters(&self) -> Counters;
     async fn statfs(&self) -> Result<StatFs>;
     async fn sync(&self) -> Result<()>;
+    /// Checks the whole volume; ends early once `hear` says so.
+    async fn check(
+        &self,
+        hear: &mut dyn FnMut(CheckEvent) -> ControlFlow<()>,
+    ) -> Result<CheckSummary>;
     /// Waits for operations inside, brings everything to the device and lets go of it.
     async fn unmount(&self) -> Result<()>;
 

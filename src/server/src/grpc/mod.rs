@@ -1,6 +1,7 @@
 //! The gRPC services: each translates requests into calls on the node, its volumes and open files,
 //! and answers back. No rule of the file system lives here.
 
+mod check;
 mod convert;
 mod files;
 mod io;

@@ -8,7 +8,7 @@ use proto::v1::volumes_server::Volumes;
 use proto::v1::{self, *};
 use tonic::{Request, Response, Status};
 
-use super::Api;
+use super::{Api, ResponseStream};
 use crate::device::{DEFAULT_BLOCK_SIZE, DeviceRecord, DeviceSource, ImageEngine, NvmeTransport};
 use crate::door::{Coherency, OnError};
 use crate::failure::{Failure, Result as Outcome};
@@ -166,6 +166,16 @@ impl Volumes for Api {
             .await
             .map_err(|failure| failure.volume(&name))?;
         Ok(Response::new(SyncVolumeResponse {}))
+    }
+
+    type CheckStream = ResponseStream<CheckResponse>;
+
+    async fn check(
+        &self,
+        request: Request<CheckRequest>,
+    ) -> Result<Response<Self::CheckStream>, Status> {
+        let (name, volume) = self.node.volume(&request.into_inner().volume)?;
+        Ok(Response::new(super::check::serve(name.to_string(), volume)))
     }
 }
 
