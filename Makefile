@@ -7,7 +7,9 @@ PROFILE ?= release
 PROFILE_DIR := $(if $(filter release,$(PROFILE)),release,debug)
 BIN := target/$(PROFILE_DIR)
 
-.PHONY: help deps build demo serve test torture lint check-format unit e2e docs clean
+SECONDS_EACH ?= 3
+
+.PHONY: help deps build demo serve bench test torture lint check-format unit e2e docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +25,10 @@ demo: build ## format a volume, copy trees in and out, kill the daemon, recover,
 
 serve: build ## leave an ocelotd running on the demo volume
 	@tests/serve $(BIN)
+
+bench: build ## what each way to a file costs, beside the raw device (SECONDS_EACH=3)
+	@spdk-config/hugepages 1536
+	cargo bench --locked -p server --bench paths -- $(SECONDS_EACH) $(CURDIR)/target/bench
 
 test: deps lint unit ## what CI runs: format, clippy, all tests
 

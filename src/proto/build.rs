@@ -6,8 +6,16 @@ use std::path::PathBuf;
 fn main() -> Result<(), Error> {
     let root = PathBuf::from(env("CARGO_MANIFEST_DIR")?).join("../../proto");
     let descriptors = PathBuf::from(env("OUT_DIR")?).join("ocelot.v1.bin");
-    let files = ["error", "types", "volumes", "namespace", "files", "node"]
-        .map(|name| root.join(format!("ocelot/v1/{name}.proto")));
+    let files = [
+        "error",
+        "types",
+        "volumes",
+        "namespace",
+        "files",
+        "exports",
+        "node",
+    ]
+    .map(|name| root.join(format!("ocelot/v1/{name}.proto")));
     for file in &files {
         println!("cargo:rerun-if-changed={}", file.display());
     }

@@ -135,12 +135,40 @@ fn link(found: &[pkg_config::Library]) {
         println!("cargo:rustc-link-lib=static:+whole-archive,-bundle={name}");
     }
     for name in names.iter().filter(|name| !registers(name)) {
-        if is_static(name) {
+        if *name == VFIO_USER && is_static(name) {
+            guard_vfio_user(&folders);
+        } else if is_static(name) {
             println!("cargo:rustc-link-lib=static:-bundle={name}");
         } else {
             println!("cargo:rustc-link-lib=dylib={name}");
         }
     }
+}
+
+const VFIO_USER: &str = "vfio-user";
+
+/// Links libvfio-user with its `munmap` going to the shim, which keeps a host's memory mapped while requests are in it.
+fn guard_vfio_user(folders: &[&PathBuf]) {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let archive = folders
+        .iter()
+        .map(|folder| folder.join(format!("lib{VFIO_USER}.a")))
+        .find(|archive| archive.exists())
+        .expect("it was found before");
+    let guarded = out.join("libocelot_vfio_user.a");
+    let done = std::process::Command::new(env::var("OBJCOPY").unwrap_or("objcopy".to_owned()))
+        .arg("--redefine-sym=munmap=ocelot_host_munmap")
+        .args([&archive, &guarded])
+        .status();
+    if !done.as_ref().is_ok_and(|status| status.success()) {
+        eprintln!(
+            "objcopy (package binutils) on {}: {done:?}",
+            archive.display()
+        );
+        exit(1);
+    }
+    println!("cargo:rustc-link-search=native={}", out.display());
+    println!("cargo:rustc-link-lib=static=ocelot_vfio_user");
 }
 
 fn compile_shim(include: &Path) {

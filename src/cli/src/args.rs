@@ -245,10 +245,19 @@ pub enum Command {
         #[command(flatten)]
         tuning: Tuning,
     },
+    /// Offer a file as a block device, until `unexport` or the daemon's end.
+    Export(Export),
+    /// Show the files that are offered as block devices, with what was done to them.
+    Exports,
+    /// Take block devices of files away.
+    Unexport {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
     /// Unmount a volume.
     Unmount {
         volume: String,
-        /// Close open handles.
+        /// Close open handles, and take exports away.
         #[arg(short, long)]
         force: bool,
     },
@@ -468,6 +477,36 @@ pub struct Link {
     /// Of the symbolic link itself.
     #[arg(short = 'P', long)]
     pub no_follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Export {
+    pub path: Remote,
+    /// To whom: the daemon's own SPDK, or NVMe hosts by TCP or by a vfio-user socket.
+    #[arg(long = "as", value_enum)]
+    pub kind: ExportKind,
+    /// What to call it, if not by the file's name.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub name: String,
+    /// The NVMe qualified name; by default nqn.2026-01.io.ocelot:NAME.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub nqn: String,
+    /// nvme-tcp: IP:PORT, by default 127.0.0.1:4420. vfio-user: the socket's folder, by default
+    /// /run/ocelot/vfio-user/NAME.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub address: String,
+    #[arg(long)]
+    pub read_only: bool,
+    /// 512 or 4096 bytes; by default 4096 if the file's size allows it.
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    pub block_size: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportKind {
+    Bdev,
+    NvmeTcp,
+    VfioUser,
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use proto::v1::exports_client::ExportsClient;
 use proto::v1::files_client::FilesClient;
 use proto::v1::namespace_client::NamespaceClient;
 use proto::v1::node_client::NodeClient;
@@ -21,6 +22,7 @@ pub struct Client {
     pub names: NamespaceClient<Channel>,
     pub files: FilesClient<Channel>,
     pub volumes: VolumesClient<Channel>,
+    pub exports: ExportsClient<Channel>,
     pub node: NodeClient<Channel>,
 }
 
@@ -63,6 +65,7 @@ impl Client {
             names: client!(NamespaceClient),
             files: client!(FilesClient),
             volumes: client!(VolumesClient),
+            exports: client!(ExportsClient),
             node: client!(NodeClient),
             channel,
         })

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::device::DeviceSource;
 use crate::door::{self, MountOptions, OnError};
+use crate::export::ExportSpec;
 use crate::limits;
 use crate::mount_options::Wishes;
 use crate::node::{NodeOptions, check_label};
@@ -61,6 +62,8 @@ pub struct Config {
     pub devices: Vec<ConfiguredDevice>,
     #[serde(rename = "volume")]
     pub volumes: Vec<ConfiguredVolume>,
+    #[serde(rename = "export")]
+    pub exports: Vec<ExportSpec>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -383,6 +386,35 @@ impl Config {
                 }
             }
         }
+        let mut export_names = BTreeSet::new();
+        for (index, export) in self.exports.iter().enumerate() {
+            let prefix = format!("export[{index}]");
+            export.check(&prefix).or_else(config_error)?;
+            let mut complete = export.clone();
+            if complete.complete().is_err() {
+                let problem = "must be given: the file's own name cannot be one".into();
+                return bad(&format!("{prefix}.name"), problem);
+            }
+            if export.is_remote() && !self.listen.insecure_remote {
+                let problem = format!(
+                    "{} is not loopback, and whoever reaches it may do anything; set \
+                     listen.insecure_remote if that is meant",
+                    export.address
+                );
+                return bad(&format!("{prefix}.address"), problem);
+            }
+            if !export_names.insert(complete.name.clone()) {
+                let problem = format!("{:?} is there twice", complete.name);
+                return bad(&format!("{prefix}.name"), problem);
+            }
+            if self.volumes.is_empty() {
+                return bad(&format!("{prefix}.volume"), "there is no [[volume]]".into());
+            }
+            if export.volume.is_empty() && self.volumes.len() > 1 {
+                let problem = "several volumes are mounted; say which one is meant".into();
+                return bad(&format!("{prefix}.volume"), problem);
+            }
+        }
         Ok(())
     }
 
@@ -404,6 +436,7 @@ impl Config {
             name: self.name.clone(),
             max_handles: self.limits.handles,
             idle_handle: Duration::from_secs(self.limits.idle_handle_seconds),
+            insecure_remote: self.listen.insecure_remote,
         }
     }
 
@@ -450,6 +483,7 @@ mod tests {
         let config = parse(include_str!("../examples/ocelotd.toml")).unwrap();
         assert_eq!(config.volumes.len(), 1);
         assert_eq!(config.devices.len(), 2);
+        assert_eq!(config.exports.len(), 2);
         assert_eq!(config.listen, Listen::default());
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.log, Log::default());

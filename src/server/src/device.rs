@@ -163,6 +163,13 @@ pub trait World: Send + Sync + 'static {
     async fn devices(&self) -> Result<Vec<DeviceRecord>>;
     /// Opens the device on a home thread and mounts the volume on it.
     async fn mount(&self, device: &str, options: MountOptions) -> Result<VolumeHandle>;
+    /// Offers a block device to NVMe hosts.
+    async fn expose(&self, _subsystem: &spdk::Subsystem) -> Result<spdk::Exposed> {
+        Err(Failure::new(
+            proto::errors::errno::EOPNOTSUPP,
+            "this world has no NVMe target",
+        ))
+    }
     /// The end, after all volumes are unmounted.
     async fn shutdown(&self) -> Result<()>;
 }

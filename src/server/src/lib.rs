@@ -12,6 +12,7 @@
 //! * [`device`]: devices and the world that has them, as a trait.
 //! * [`spdk_world`]: the real one.
 //! * [`node`]: the tables: volumes by name, handles, sessions; mount, unmount, the end.
+//! * [`export`]: files as block devices and NVMe namespaces.
 //! * [`grpc`]: the services. They translate, and no more.
 //! * [`serve`]: sockets, health, reflection, and the graceful end.
 //! * [`config`]: the configuration file and the command line.
@@ -20,6 +21,7 @@
 pub mod config;
 pub mod device;
 pub mod door;
+pub mod export;
 pub mod failure;
 pub mod grpc;
 pub mod handles;

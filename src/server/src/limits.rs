@@ -51,3 +51,9 @@ pub const PATH_MAX: usize = 128 << 10;
 pub const XATTR_VALUE_MAX: usize = 65536;
 /// Symbolic links followed when a file is made through them.
 pub const SYMLINK_FOLLOW_MAX: usize = 40;
+/// Files exported as block devices.
+pub const EXPORTS: usize = 256;
+/// How often an exported file's size is looked at.
+pub const EXPORT_SIZE_LOOKS: Duration = Duration::from_millis(250);
+/// Failed requests of one export are told at most so often.
+pub const EXPORT_COMPLAINTS: Duration = Duration::from_secs(1);

@@ -2,6 +2,7 @@
 //! services and the start-up both act through it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::device::{DeviceRecord, DeviceSource, World};
 use crate::door::{MountOptions, VolumeInfo};
+use crate::export::{ExportRecord, ExportSpec, Exports};
 use crate::failure::{Failure, Result};
 use crate::handles::Handles;
 use crate::limits;
@@ -24,6 +26,8 @@ pub struct NodeOptions {
     pub name: String,
     pub max_handles: usize,
     pub idle_handle: Duration,
+    /// Hosts elsewhere may be served, by whoever reaches them.
+    pub insecure_remote: bool,
 }
 
 impl Default for NodeOptions {
@@ -32,6 +36,7 @@ impl Default for NodeOptions {
             name: "ocelot".into(),
             max_handles: limits::HANDLES,
             idle_handle: limits::IDLE_HANDLE,
+            insecure_remote: false,
         }
     }
 }
@@ -59,9 +64,12 @@ pub struct VolumeRecord {
 pub struct Node {
     pub options: NodeOptions,
     pub handles: Arc<Handles>,
+    pub exports: Exports,
     /// Cancelled when the node is about to end: long streams finish by themselves.
     pub ending: CancellationToken,
     pub started: Instant,
+    /// What is configured has been mounted and exported, as far as that goes, and the end has not begun.
+    ready: AtomicBool,
     world: Arc<dyn World>,
     volumes: Mutex<BTreeMap<String, Entry>>,
     /// Attach, detach, mount and unmount, one at a time.
@@ -73,9 +81,11 @@ impl Node {
     pub fn new(options: NodeOptions, world: Arc<dyn World>, health: HealthReporter) -> Arc<Node> {
         Arc::new(Node {
             handles: Arc::new(Handles::new(options.max_handles)),
+            exports: Exports::default(),
             options,
             ending: CancellationToken::new(),
             started: Instant::now(),
+            ready: AtomicBool::new(false),
             world,
             volumes: Mutex::default(),
             changes: AsyncMutex::new(()),
@@ -281,6 +291,14 @@ impl Node {
                 );
             }
         }
+        let exports = self.exports.of_volume(name);
+        if !exports.is_empty() && !close_handles {
+            let message = format!("files of it are exported: {}", exports.join(", "));
+            return Err(Failure::new(errno::EBUSY, message).volume(name));
+        }
+        for export in exports {
+            self.exports.remove(&export).await?;
+        }
         // Nobody finds it from here on. If it is busy it is put back; after any other failure it is
         // gone all the same, and will be recovered by the next mount.
         let entry = self.table().remove(name);
@@ -298,6 +316,32 @@ impl Node {
             .await;
         self.report_overall().await;
         result.map_err(|failure| failure.volume(name))
+    }
+
+    /// Offers a file as a block device.
+    pub async fn export(&self, spec: ExportSpec) -> Result<ExportRecord> {
+        if spec.is_remote() && !self.options.insecure_remote {
+            return Err(Failure::new(
+                errno::EACCES,
+                format!(
+                    "{} is not loopback, and whoever reaches it may do anything; the daemon is not \
+                     configured for that (listen.insecure_remote)",
+                    spec.address
+                ),
+            ));
+        }
+        let _one = self.changes.lock().await;
+        self.check_running()?;
+        let (name, volume) = self.volume(&spec.volume)?;
+        self.exports
+            .create(&*self.world, spec, (&name, volume))
+            .await
+    }
+
+    /// Takes a block device of a file away.
+    pub async fn remove_export(&self, name: &str) -> Result<()> {
+        let _one = self.changes.lock().await;
+        self.exports.remove(name).await
     }
 
     pub async fn volumes(&self) -> Vec<VolumeRecord> {
@@ -333,8 +377,14 @@ impl Node {
     /// nothing is left out because of it.
     pub async fn shut_down(&self) -> Result<()> {
         self.ending.cancel();
-        let names: Vec<_> = self.table().keys().cloned().collect();
         let mut result = Ok(());
+        for name in self.exports.names() {
+            if let Err(failure) = self.remove_export(&name).await {
+                tracing::error!(export = name, %failure, "removing an export at the end");
+                result = result.and(Err(failure));
+            }
+        }
+        let names: Vec<_> = self.table().keys().cloned().collect();
         for name in names {
             if let Err(failure) = self.unmount(&name, true).await {
                 tracing::error!(volume = name, %failure, "unmounting at the end");
@@ -357,8 +407,9 @@ impl Node {
         }
     }
 
-    /// The node is ready once its configured volumes are; see [`Node::report_overall`].
+    /// The node is ready once its configured volumes and exports are; see [`Node::report_overall`].
     pub async fn report_ready(&self) {
+        self.ready.store(true, Ordering::SeqCst);
         self.report_overall().await;
     }
 
@@ -381,7 +432,7 @@ impl Node {
             .table()
             .values()
             .any(|entry| matches!(entry, Entry::Failed { .. }));
-        let status = if failed {
+        let status = if failed || !self.ready.load(Ordering::SeqCst) {
             ServingStatus::NotServing
         } else {
             ServingStatus::Serving
@@ -391,6 +442,7 @@ impl Node {
 
     /// Before the configured volumes are mounted, and from the beginning of the end.
     pub async fn report_not_ready(&self) {
+        self.ready.store(false, Ordering::SeqCst);
         self.health
             .set_service_status("", ServingStatus::NotServing)
             .await;

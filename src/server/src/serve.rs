@@ -230,6 +230,11 @@ async fn mount_configured(config: &Config, node: &Arc<Node>) {
             node.note_failed(name, &volume.device, failure).await;
         }
     }
+    for export in &config.exports {
+        if let Err(failure) = node.export(export.clone()).await {
+            node.exports.note_failed(export.clone(), failure);
+        }
+    }
 }
 
 type ServerResult = Result<(), tonic::transport::Error>;

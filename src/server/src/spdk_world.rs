@@ -318,11 +318,33 @@ impl World for SpdkWorld {
         .await
     }
 
+    async fn expose(&self, subsystem: &spdk::Subsystem) -> Result<spdk::Exposed> {
+        let exposed = self.spdk.nvmf().expose(subsystem).await;
+        exposed.map_err(|error| explain(rpc_failure(error), &subsystem.listener))
+    }
+
     async fn shutdown(&self) -> Result<()> {
         self.spdk
             .stop()
             .await
             .map_err(|error| Failure::new(errno::EIO, error.to_string()))
+    }
+}
+
+/// SPDK only says that it cannot listen.
+fn explain(failure: Failure, listener: &spdk::Listener) -> Failure {
+    let spdk::Listener::Tcp(address) = listener else {
+        return failure;
+    };
+    match std::net::TcpListener::bind(address) {
+        Ok(_) => failure,
+        Err(error) => {
+            let number = match error.kind() {
+                std::io::ErrorKind::AddrInUse => errno::EBUSY,
+                _ => errno::EINVAL,
+            };
+            Failure::new(number, format!("{address}: {error}: {}", failure.message()))
+        }
     }
 }
 

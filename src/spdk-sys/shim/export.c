@@ -13,6 +13,7 @@ struct shim_export {
 	bool read_only;
 	bool supports_unmap;
 	bool supports_write_zeroes;
+	bool foreign_memory;
 	bool claimed;
 };
 
@@ -20,6 +21,112 @@ struct shim_export {
 struct export_channel {
 	uint8_t unused;
 };
+
+/* A request that has memory of another process, in the bdev layer's own room for it. */
+struct foreign_request {
+	struct spdk_bdev_io *io;
+	TAILQ_ENTRY(foreign_request) link;
+};
+
+/* A mapping that was given up while requests were in it. */
+struct kept_mapping {
+	void *start;
+	size_t len;
+	TAILQ_ENTRY(kept_mapping) link;
+};
+
+static pthread_mutex_t g_foreign_lock = PTHREAD_MUTEX_INITIALIZER;
+static TAILQ_HEAD(, foreign_request) g_foreign = TAILQ_HEAD_INITIALIZER(g_foreign);
+static TAILQ_HEAD(, kept_mapping) g_kept = TAILQ_HEAD_INITIALIZER(g_kept);
+
+static int
+export_context_size(void)
+{
+	return sizeof(struct foreign_request);
+}
+
+static bool
+foreign_is_used(const void *start, size_t len)
+{
+	struct foreign_request *request;
+	const char *from = start, *to = from + len;
+	int i;
+
+	TAILQ_FOREACH(request, &g_foreign, link) {
+		for (i = 0; i < request->io->u.bdev.iovcnt; i++) {
+			const struct iovec *iov = &request->io->u.bdev.iovs[i];
+			const char *base = iov->iov_base;
+
+			if (base < to && base + iov->iov_len > from) {
+				return true;
+			}
+		}
+	}
+	return false;
+}
+
+/* libvfio-user's munmap (build.rs has renamed it there): of a host's memory, when the host is gone or takes it back. It
+ * asks SPDK's target first to let requests finish, but the target of 26.01 does not: its pause cuts "all namespaces"
+ * (32 bits) to 16 and waits for none. Requests that are still in the memory would fault; so it stays until they are
+ * answered. */
+int
+ocelot_host_munmap(void *start, size_t len)
+{
+	struct kept_mapping *kept;
+
+	pthread_mutex_lock(&g_foreign_lock);
+	if (foreign_is_used(start, len)) {
+		kept = calloc(1, sizeof(*kept));
+		if (kept != NULL) {
+			kept->start = start;
+			kept->len = len;
+			TAILQ_INSERT_TAIL(&g_kept, kept, link);
+		}
+		/* Without memory for the note the mapping stays for ever. */
+		pthread_mutex_unlock(&g_foreign_lock);
+		return 0;
+	}
+	pthread_mutex_unlock(&g_foreign_lock);
+	return munmap(start, len);
+}
+
+static bool
+export_has_foreign_memory(struct spdk_bdev_io *io)
+{
+	struct shim_export *export = io->bdev->ctxt;
+
+	return export->foreign_memory &&
+	       (io->type == SPDK_BDEV_IO_TYPE_READ || io->type == SPDK_BDEV_IO_TYPE_WRITE);
+}
+
+static void
+foreign_begin(struct spdk_bdev_io *io)
+{
+	struct foreign_request *request = (struct foreign_request *)io->driver_ctx;
+
+	request->io = io;
+	pthread_mutex_lock(&g_foreign_lock);
+	TAILQ_INSERT_TAIL(&g_foreign, request, link);
+	pthread_mutex_unlock(&g_foreign_lock);
+}
+
+static void
+foreign_end(struct spdk_bdev_io *io)
+{
+	struct foreign_request *request = (struct foreign_request *)io->driver_ctx;
+	struct kept_mapping *kept, *next;
+
+	pthread_mutex_lock(&g_foreign_lock);
+	TAILQ_REMOVE(&g_foreign, request, link);
+	TAILQ_FOREACH_SAFE(kept, &g_kept, link, next) {
+		if (!foreign_is_used(kept->start, kept->len)) {
+			TAILQ_REMOVE(&g_kept, kept, link);
+			munmap(kept->start, kept->len);
+			free(kept);
+		}
+	}
+	pthread_mutex_unlock(&g_foreign_lock);
+}
 
 static int
 export_module_init(void)
@@ -32,6 +139,7 @@ static void export_examine(struct spdk_bdev *bdev);
 static struct spdk_bdev_module g_export_module = {
 	.name = "ocelot",
 	.module_init = export_module_init,
+	.get_ctx_size = export_context_size,
 	.examine_config = export_examine,
 };
 
@@ -90,6 +198,9 @@ export_hand_over(struct spdk_bdev_io *io)
 {
 	struct shim_export *export = io->bdev->ctxt;
 
+	if (export_has_foreign_memory(io)) {
+		foreign_begin(io);
+	}
 	export->call(SHIM_EXPORT_REQUEST, export->number, export->home, io);
 }
 
@@ -165,6 +276,7 @@ shim_export_register(const struct shim_export_options *options, shim_export_fn c
 	export->read_only = options->read_only;
 	export->supports_unmap = options->supports_unmap;
 	export->supports_write_zeroes = options->supports_write_zeroes;
+	export->foreign_memory = options->foreign_memory;
 	bdev = &export->bdev;
 	bdev->name = strdup(options->name);
 	if (bdev->name == NULL) {
@@ -287,6 +399,9 @@ shim_export_complete(struct spdk_bdev_io *io, int32_t code_type, int32_t code)
 
 	/* The bdev layer and whoever is behind it expect to be on their own thread; it is one that this reactor polls,
 	 * and no poll of it is under way or it is the current one. */
+	if (export_has_foreign_memory(io)) {
+		foreign_end(io);
+	}
 	if (own != before) {
 		spdk_set_thread(own);
 	}

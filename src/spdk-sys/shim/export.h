@@ -22,6 +22,8 @@ struct shim_export_options {
 	bool volatile_cache;
 	bool supports_unmap;
 	bool supports_write_zeroes;
+	/* Its requests come with memory of other processes. */
+	bool foreign_memory;
 };
 
 enum shim_export_event {

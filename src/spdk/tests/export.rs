@@ -57,6 +57,7 @@ fn main() {
     ];
     if huge || common::listing() {
         cases.push(("over_vfio_user_too", contract_vfio_user));
+        cases.push(("a_dead_hosts_memory_stays_until_answered", dead_host));
     }
     // Last: it is still there, with a request under way, when SPDK stops.
     cases.push(("a_stop_ends_what_is_under_way", left_behind));
@@ -140,7 +141,7 @@ fn options(name: &str) -> ExportOptions {
         volatile_cache: true,
         supports_unmap: true,
         supports_write_zeroes: true,
-        foreign_memory: false,
+        foreign_memory: true,
     }
 }
 
@@ -266,6 +267,67 @@ fn contract_vfio_user(spdk: &Spdk) {
     assert!(figures.reads > 100 && figures.writes > 100, "{figures:?}");
 }
 
+/// A host that is killed takes its memory with it, and SPDK's target lets it go while requests are in it.
+fn dead_host(spdk: &Spdk) {
+    let counters = start(spdk, "dies");
+    on(spdk.reactor(0), || async {
+        EXPORTED.with_borrow(|all| {
+            let (_, disk) = all.last().expect("it was exported");
+            disk.delay.set(Duration::from_millis(300));
+        });
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let listener = Listener::VfioUser {
+        folder: folder.path().to_str().expect("UTF-8").to_owned(),
+    };
+    let exposed = wait(spdk.nvmf().expose(&subsystem("dies", listener))).expect("exposed");
+    let host = Command::new(std::env::current_exe().expect("this program"))
+        .env(HOST_OF, folder.path())
+        .env(HOST_DIES, "1")
+        .status()
+        .expect("it runs");
+    assert!(!host.success(), "{host}");
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while counters.figures().in_flight > 0 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "requests of a dead host"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let figures = counters.figures();
+    assert!(figures.writes >= 32, "{figures:?}");
+    wait(exposed.conceal()).expect("concealed");
+    // What the disk was given is what the host had in its memory.
+    on(spdk.reactor(0), || async {
+        EXPORTED.with_borrow(|all| {
+            let (_, disk) = all.last().expect("it was exported");
+            let bytes = disk.bytes.borrow();
+            assert!(bytes[..32 * 4096].iter().all(|byte| *byte == 0xA5));
+        });
+    });
+    end(spdk, "dies");
+}
+
+/// The host ends in the middle of its requests.
+const HOST_DIES: &str = "OCELOT_TEST_VFIO_USER_HOST_DIES";
+
+fn die_writing(spdk: &Spdk) {
+    on(spdk.reactor(0), || async {
+        let device = Bdev::open("farn1", Access::ReadWrite).expect("opens");
+        let writes: Vec<_> = (0..32)
+            .map(|index| {
+                let mut buffer = device.allocate(4096);
+                buffer.fill(0xA5);
+                device.write(index * 4096, buffer)
+            })
+            .collect();
+        spdk::sleep(Duration::from_millis(100)).await;
+        drop(writes);
+        std::process::abort();
+    });
+}
+
 /// Names the socket folder, for the process that is the host.
 const HOST_OF: &str = "OCELOT_TEST_VFIO_USER_HOST";
 
@@ -275,15 +337,22 @@ fn be_host(folder: String) {
         ..Options::default()
     })
     .expect("SPDK starts");
+    let dies = std::env::var(HOST_DIES).is_ok();
     let attach = Attach {
         name: "far".into(),
         address: NvmeAddress::VfioUser {
             folder,
-            subsystem: "nqn.2026-01.io.ocelot:vfio".into(),
+            subsystem: format!(
+                "nqn.2026-01.io.ocelot:{}",
+                if dies { "dies" } else { "vfio" }
+            ),
         },
         host: None,
     };
     wait(spdk.bdevs().attach_nvme(&attach)).expect("attached");
+    if dies {
+        die_writing(&spdk);
+    }
     contract(&spdk, 0, "farn1");
     wait(spdk.bdevs().detach_nvme("far")).expect("detached");
     spdk.stop_and_wait().expect("SPDK stops");

@@ -3,6 +3,7 @@
 mod attributes;
 mod check;
 mod counters;
+mod exports;
 mod listing;
 mod names;
 mod ranges;
@@ -144,6 +145,9 @@ pub async fn run(session: &mut Session, cli: Cli) -> Result<()> {
             tuning,
         } => volumes::mount(session, client, device, name, read_only, errors, tuning).await,
         Command::Unmount { volume, force } => volumes::unmount(client, volume, force).await,
+        Command::Export(args) => exports::create(session, client, args).await,
+        Command::Exports => exports::list(session, client).await,
+        Command::Unexport { names } => exports::remove(session, client, names).await,
         Command::Health { volume } => volumes::health(session, client, volume).await,
         // Answered before there is a connection.
         Command::Version | Command::Completions { .. } => Ok(()),

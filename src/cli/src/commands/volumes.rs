@@ -81,7 +81,7 @@ fn volume_json(volume: &Volume) -> Value {
 }
 
 /// Columns as wide as their widest cell.
-fn table<const N: usize>(session: &mut Session, rows: &[[String; N]]) {
+pub(super) fn table<const N: usize>(session: &mut Session, rows: &[[String; N]]) {
     let widths: [usize; N] = std::array::from_fn(|column| {
         rows.iter()
             .map(|row| row[column].chars().count())

@@ -21,6 +21,7 @@ const READ_WRITE: OpenFlags = OpenFlags {
     dsync: false,
     nowait: false,
     truncate: false,
+    fixed_size: false,
 };
 const SLOT_0: SlotNr = SlotNr(0);
 const SLOT_1: SlotNr = SlotNr(1);

@@ -86,6 +86,8 @@ pub struct OpenFlags {
     pub nowait: bool,
     /// Cut to zero bytes.
     pub truncate: bool,
+    /// A write past the end fails, and does nothing, rather than move the end.
+    pub fixed_size: bool,
 }
 
 /// What happens when a name to create is taken.

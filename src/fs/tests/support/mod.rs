@@ -153,6 +153,7 @@ pub const READ_WRITE: OpenFlags = OpenFlags {
     dsync: false,
     nowait: false,
     truncate: false,
+    fixed_size: false,
 };
 
 pub const DIRECT: OpenFlags = OpenFlags {

@@ -14,6 +14,7 @@ use super::{
     IfExists, Ino, MountOptions, NewInode, OnError, OpenFile, OpenFlags, RangeMode, RenameMode,
     SeekFor, SetAttr, StatFs, VolumeInfo, Written, XattrMode,
 };
+use crate::export::{DeviceOptions, FileDisk, FileExport};
 use crate::failure::{Failure, Result};
 
 /// A mounted volume.
@@ -281,6 +282,10 @@ impl OpenFile for FsFile {
 
     async fn fsync(&self, datasync: bool) -> Result<()> {
         Ok(self.volume.fsync(&self.handle, datasync).await?)
+    }
+
+    async fn export(&self, options: DeviceOptions) -> Result<FileExport> {
+        FileDisk::export(self.volume.clone(), self.handle.clone(), options).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -19,6 +19,7 @@ pub use ::fs::volume::{
 pub use ::fs::xattr::XattrMode;
 pub use fs::FsDoor;
 
+use crate::export::{DeviceOptions, FileExport};
 use crate::failure::{Failure, Result};
 
 /// How far a write came. `bytes` are in, whatever `error` says.
@@ -124,5 +125,12 @@ pub trait OpenFile {
     /// `None` is lseek's ENXIO.
     async fn seek(&self, what: SeekFor, offset: u64) -> Result<Option<u64>>;
     async fn fsync(&self, datasync: bool) -> Result<()>;
+    /// Offers the file as a block device of SPDK's, on a reactor of its.
+    async fn export(&self, _options: DeviceOptions) -> Result<FileExport> {
+        Err(Failure::new(
+            proto::errors::errno::EOPNOTSUPP,
+            "this world exports no files",
+        ))
+    }
     async fn close(&self) -> Result<()>;
 }

@@ -350,6 +350,7 @@ impl Wish {
                 dsync: flags.data_sync,
                 nowait: flags.no_wait,
                 truncate: flags.truncate,
+                fixed_size: false,
             },
             create,
             no_follow: flags.no_follow,

@@ -3,6 +3,7 @@
 
 mod check;
 mod convert;
+mod exports;
 mod files;
 mod io;
 mod io_stream;
@@ -14,6 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::Stream;
+use proto::v1::exports_server::ExportsServer;
 use proto::v1::files_server::FilesServer;
 use proto::v1::namespace_server::NamespaceServer;
 use proto::v1::node_server::NodeServer;
@@ -45,6 +47,12 @@ pub fn routes(node: &Arc<Node>) -> RoutesBuilder {
             );)*
         };
     }
-    add!(VolumesServer, NamespaceServer, FilesServer, NodeServer);
+    add!(
+        VolumesServer,
+        NamespaceServer,
+        FilesServer,
+        ExportsServer,
+        NodeServer
+    );
     routes
 }

@@ -142,6 +142,7 @@ impl Device {
             volatile_cache: options.volatile_cache,
             supports_unmap: options.supports_unmap,
             supports_write_zeroes: options.supports_write_zeroes,
+            foreign_memory: options.foreign_memory,
         };
         let mut rc = 0;
         // SAFETY: on SPDK's main thread; the strings live during the call, and the function as long as the program.

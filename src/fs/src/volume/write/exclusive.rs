@@ -29,6 +29,15 @@ impl Volume {
             iocb.move_to_end(inode.size());
         }
         let end = self.end_of(iocb)?;
+        if iocb.file.flags().fixed_size && end > inode.size() {
+            // Decided here as well: what is in place never moves the end.
+            return Err(Error::Range(format!(
+                "{} bytes at {} in a file of {} bytes that does not grow",
+                iocb.rest().len(),
+                iocb.position(),
+                inode.size()
+            )));
+        }
         let range = pages_of(iocb.position(), end);
         self.settle_held(&inode, range.clone(), end).await?;
         let result = self.write_through(iocb, &inode, end).await;
