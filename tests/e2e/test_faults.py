@@ -70,7 +70,8 @@ class Faults(Case):
         self.begin()
         self.put("data:/kept", pattern(1, 200_000), "--fsync")
         self.cli("sync", "data")
-        self.target.fail("write", 1)
+        # More than the NVMe driver tries again.
+        self.target.fail("write", 50)
         done = self.cli("put", "--direct", "-", "data:/bad", ok=False, data=pattern(4, 100_000))
         self.target.fail("clear")
         self.assertNotEqual(done.returncode, 0)

@@ -53,7 +53,18 @@ pub fn check_image(image: &Image) -> Result<Checked> {
 
 /// Fails on any error.
 pub fn assert_clean(image: &Image) {
-    let checked = check_image(image).expect("the image can be checked");
+    judge(check_image(image).expect("the image can be checked"));
+}
+
+/// As [`assert_clean`], unless the volume is in use: its journal says more than its blocks then.
+pub fn assert_clean_at_rest(image: &Image) {
+    match check_image(image) {
+        Err(fs::Error::Busy(_)) => {}
+        checked => judge(checked.expect("the image can be checked")),
+    }
+}
+
+fn judge(checked: Checked) {
     let errors: Vec<&Finding> = checked
         .findings
         .iter()

@@ -120,7 +120,7 @@ impl Rig {
 
     /// Fails on any finding on an image but those named, of our own checker too.
     pub fn fsck_image(&self, image: &Image, allowed: &[&str]) {
-        checker::assert_clean(image);
+        checker::assert_clean_at_rest(image);
         image.save(&self.path()).unwrap();
         let (mut found, text, status) = complaints(&self.path());
         found.retain(|line| {
