@@ -112,11 +112,25 @@ impl Client {
         durable + self.flushed.iter().filter(|(at, ..)| *at <= point).count()
     }
 
-    /// Holds what is there after a power loss at `point` to the run.
-    pub fn judge(&self, point: usize, shown: &View) -> Result<(), String> {
+    /// How many operations are durable at a point, and how many have begun.
+    fn bounds(&self, point: usize) -> (usize, usize) {
         let passed = self.durable.iter().filter(|(at, _)| *at <= point);
         let least = passed.map(|(_, count)| *count).max().unwrap_or(0);
-        let most = self.begun.iter().filter(|at| **at <= point).count();
+        (least, self.begun.iter().filter(|at| **at <= point).count())
+    }
+
+    /// Whether an operation that takes or gives back space past the end of a file in handles of its
+    /// own, before or after the size moves, may be half done: fsck.ocfs2 then sees space that it takes
+    /// for a wrong size, as it does after such a crash of the kernel.
+    pub fn may_have_space_past_the_end(&self, point: usize) -> bool {
+        let (least, most) = self.bounds(point);
+        let moves = |op: &Op| matches!(op, Op::Truncate(..) | Op::Fallocate(..));
+        self.ops[least..most].iter().any(moves)
+    }
+
+    /// Holds what is there after a power loss at `point` to the run.
+    pub fn judge(&self, point: usize, shown: &View) -> Result<(), String> {
+        let (least, most) = self.bounds(point);
         let mut problem = String::new();
         for index in (least..=most).rev() {
             match self.agrees(index, most, point, shown) {
