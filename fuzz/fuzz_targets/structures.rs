@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use ondisk::jbd2;
-use ondisk::quota::{self, GlobalHeader, LocalHeader, QuotaType};
+use ondisk::quota::{self, GlobalInfo, LocalInfo, QuotaType};
 use ondisk::*;
 
 #[path = "../src/geometries.rs"]
@@ -19,7 +19,12 @@ static GEOMETRIES: LazyLock<Vec<Geometry>> = LazyLock::new(geometries::make);
 fn extents(block: &[u8], root: RootKind) {
     let list = extent_list(block, root);
     for rec in list.used() {
-        black_box((rec.block(), rec.end(list.depth()), rec.leaf_clusters(), rec.flags()));
+        black_box((
+            rec.block(),
+            rec.end(list.depth()),
+            rec.leaf_clusters(),
+            rec.flags(),
+        ));
     }
     for cpos in [0, 1, u32::MAX] {
         black_box(list.find(cpos));
@@ -32,15 +37,20 @@ fn xattrs(area: &XattrArea<'_>, nr: BlockNr, geometry: &Geometry) {
     }
     for entry in area.entries() {
         black_box((area.name(entry), entry.namespace()));
-        if let Some(XattrValue::Outside(root)) = area.value(entry) {
-            extents(root, RootKind::XattrValue);
+        if let Some(XattrValue::Outside(value)) = area.value(entry) {
+            for rec in value.list.used() {
+                black_box((rec.block(), rec.end(value.list.depth()), rec.flags()));
+            }
         }
     }
     black_box((area.gap(), area.find(XattrNamespace::User, b"name")));
 }
 
 fn directory(entries: DirBlock<'_>) {
-    black_box((entries.find(b"name").is_ok(), entries.largest_room().is_ok()));
+    black_box((
+        entries.find(b"name").is_ok(),
+        entries.largest_room().is_ok(),
+    ));
     let good = entries.check().is_ok();
     let count = entries.entries().take_while(Result::is_ok).count();
     assert!(good || count < 100_000);
@@ -51,7 +61,13 @@ fn dinode(block: &[u8], nr: BlockNr, geometry: &Geometry) {
         return;
     }
     let d = Dinode::of(block);
-    black_box((d.file_type(), d.links(), d.suballoc(), d.suballoc().group_of(nr), d.flags()));
+    black_box((
+        d.file_type(),
+        d.links(),
+        d.suballoc(),
+        d.suballoc().group_of(nr),
+        d.flags(),
+    ));
     match d.body() {
         Body::LocalAlloc => drop(black_box(local_alloc(block).is_empty())),
         Body::TruncateLog => drop(black_box(truncate_log(block).used().len())),
@@ -79,7 +95,11 @@ fn journal(block: &[u8], nr: BlockNr, kind: u8) {
     let wide = kind & 1 != 0;
     if jbd2::SuperBlock::validate(block, nr, 1 << 20).is_ok() {
         let raw = jbd2::SuperBlock::of(block);
-        black_box((raw.is_wide(), raw.is_clean(), raw.next_block(raw.s_first.get())));
+        black_box((
+            raw.is_wide(),
+            raw.is_clean(),
+            raw.next_block(raw.s_first.get()),
+        ));
     }
     match jbd2::Header::read(block) {
         Some((jbd2::BlockType::Descriptor, _)) => {
@@ -101,8 +121,8 @@ fn journal(block: &[u8], nr: BlockNr, kind: u8) {
 
 fn quota_blocks(block: &[u8], nr: BlockNr) {
     for kind in [QuotaType::User, QuotaType::Group] {
-        black_box(GlobalHeader::validate(block, nr, kind).is_ok());
-        black_box(LocalHeader::validate(block, nr, kind).is_ok());
+        black_box(GlobalInfo::validate(block, nr, kind).is_ok());
+        black_box(LocalInfo::validate(block, nr, kind).is_ok());
     }
     if quota::validate_chunk(block, nr).is_ok() {
         black_box(quota::local_chunk(block));
@@ -121,8 +141,16 @@ fn group(block: &[u8], nr: BlockNr, geometry: &Geometry) {
         return;
     }
     black_box((group_bitmap(block).len(), GroupDesc::of(block).next_group()));
-    black_box((group_first_cluster(nr, geometry), group_extents(block, geometry).is_some()));
-    for bit in [0, 1, GroupDesc::of(block).bg_bits.get().saturating_sub(1), u16::MAX] {
+    black_box((
+        group_first_cluster(nr, geometry),
+        group_extents(block, geometry).is_some(),
+    ));
+    for bit in [
+        0,
+        1,
+        GroupDesc::of(block).bg_bits.get().saturating_sub(1),
+        u16::MAX,
+    ] {
         let place = group_bit_to_block(block, geometry, bit);
         black_box(place.and_then(|place| group_block_to_bit(block, geometry, place)));
     }
@@ -158,7 +186,7 @@ fuzz_target!(|data: &[u8]| {
         checked.compute(&mut block);
     }
     // May repair a bit.
-    black_box(checked.verify(&mut block));
+    black_box(checked.verify(&mut block, nr).is_ok());
     match checked {
         Kind::SuperBlock => {
             black_box(SuperBlock::parse_at(&block, nr).is_ok());
@@ -168,7 +196,11 @@ fuzz_target!(|data: &[u8]| {
             start[at..end].copy_from_slice(&block[..end - at]);
             if let Ok(probed) = probe(&start) {
                 let geometry = probed.geometry;
-                black_box((geometry.total_blocks(), geometry.total_bytes(), geometry.read_only_because()));
+                black_box((
+                    geometry.total_blocks(),
+                    geometry.total_bytes(),
+                    geometry.read_only_because(),
+                ));
             }
         }
         Kind::Dinode => dinode(&block, nr, geometry),
@@ -177,7 +209,10 @@ fuzz_target!(|data: &[u8]| {
         }
         Kind::GroupDesc => group(&block, nr, geometry),
         Kind::DxRoot if DxRoot::validate(&block, nr, geometry).is_ok() => {
-            black_box((DxRoot::of(&block).suballoc(), DxRoot::entries(&block).used().len()));
+            black_box((
+                DxRoot::of(&block).suballoc(),
+                DxRoot::entries(&block).used().len(),
+            ));
             extents(&block, RootKind::DxRoot);
         }
         Kind::DxLeaf if DxLeaf::validate(&block, nr, geometry).is_ok() => {
@@ -185,7 +220,7 @@ fuzz_target!(|data: &[u8]| {
         }
         Kind::XattrBlock if XattrBlock::validate(&block, nr, geometry).is_ok() => {
             if XattrBlock::of(&block).is_indexed() {
-                extents(&block, RootKind::XattrBlock);
+                extents(&block, RootKind::XattrTree);
             } else {
                 xattrs(&XattrBlock::area(&block), nr, geometry);
             }
@@ -195,7 +230,7 @@ fuzz_target!(|data: &[u8]| {
         }
         Kind::RefcountBlock if RefcountBlock::validate(&block, nr, geometry).is_ok() => {
             if RefcountBlock::of(&block).is_tree() {
-                extents(&block, RootKind::RefcountBlock);
+                extents(&block, RootKind::Refcount);
             } else {
                 for rec in refcount_list(&block).used() {
                     black_box(rec.end());

@@ -26,7 +26,11 @@ static BASES: LazyLock<Vec<Base>> = LazyLock::new(|| {
             let image = furnish(&Rig::new(block, 4096, 24, features));
             let block = u64::from(block);
             let places = metadata(&image, block);
-            Base { block, image, places }
+            Base {
+                block,
+                image,
+                places,
+            }
         })
         .into()
 });
@@ -40,7 +44,10 @@ fuzz_target!(|data: &[u8]| {
     let mut numbers = rest.chunks(3);
     let mut below = |bound: u64| {
         let chunk = numbers.next().unwrap_or_default();
-        chunk.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)) % bound
+        chunk
+            .iter()
+            .fold(0, |all, byte| all << 8 | u64::from(*byte))
+            % bound
     };
     // The input says in its first byte what the rest is for.
     let hit = damage(&mut image, base.block, &base.places, &mut below);

@@ -2,11 +2,16 @@
 
 use ondisk::{Geometry, PROBE_BYTES, probe};
 
-const ALL: &str = "sparse,unwritten,inline-data,extended-slotmap,xattr,indexed-dirs,refcount,discontig-bg";
+const ALL: &str =
+    "sparse,unwritten,inline-data,extended-slotmap,xattr,indexed-dirs,refcount,discontig-bg";
 
 /// Block size, cluster size, checksums.
-pub const KINDS: [(u32, u32, &str); 4] =
-    [(4096, 4096, "metaecc"), (512, 4096, "metaecc"), (1024, 32768, "nometaecc"), (4096, 1 << 20, "metaecc")];
+pub const KINDS: [(u32, u32, &str); 4] = [
+    (4096, 4096, "metaecc"),
+    (512, 4096, "metaecc"),
+    (1024, 32768, "nometaecc"),
+    (4096, 1 << 20, "metaecc"),
+];
 
 pub fn make() -> Vec<Geometry> {
     let dir = tempfile::tempdir().expect("a folder");
@@ -15,9 +20,17 @@ pub fn make() -> Vec<Geometry> {
         let file = std::fs::File::create(&path).expect("a file");
         file.set_len(96 << 20).expect("its length");
         let features = format!("--fs-features={ALL},{checksums}");
+        let journal = if *cluster >= 1 << 20 {
+            "size=16M"
+        } else {
+            "size=4M"
+        };
         let (block, cluster) = (block.to_string(), cluster.to_string());
         let done = std::process::Command::new("/usr/sbin/mkfs.ocfs2")
-            .args(["-q", "-x", "-F", "-M", "local", "-N", "2", "-b", &block, "-C", &cluster, &features])
+            .args([
+                "-q", "-x", "-F", "-M", "local", "-N", "2", "-b", &block, "-C", &cluster, "-J",
+                journal, &features,
+            ])
             .arg(&path)
             .status();
         assert!(done.expect("mkfs.ocfs2").success());

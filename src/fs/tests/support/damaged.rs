@@ -13,7 +13,7 @@ use fs::{Errno, Error};
 use ondisk::Kind;
 use runtime::sim::{DiskOptions, Image, SimDisk, Simulation};
 
-use super::{READ_WRITE, Rig, new_inode, pattern, put, write_all};
+use crate::support::{READ_WRITE, Rig, new_inode, pattern, put, write_all};
 
 pub const NO_CHECKSUMS: &str = "sparse,unwritten,inline-data,extended-slotmap,nometaecc,xattr,indexed-dirs,refcount,discontig-bg";
 
